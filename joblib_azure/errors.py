@@ -1,0 +1,148 @@
+"""Every error this package raises, in one tree.
+
+::
+
+    JoblibAzureError
+     ├─ ConfigurationError (ValueError)      a setting is wrong; nothing was created
+     ├─ ServiceError                         Batch or Storage refused or did not answer
+     │   ├─ AuthenticationError              the key or the identity was refused
+     │   ├─ ServiceUnreachableError          nothing answers at the endpoint
+     │   ├─ ResourceExistsError
+     │   └─ ResourceNotFoundError
+     ├─ ClusterError                         the pool cannot be used as asked
+     │   ├─ NodesUnavailableError            no node came up in time, or none can
+     │   └─ LocalClusterError                the emulator or Azurite did not start or has died
+     ├─ CodecError                           bytes that cannot be made or read
+     │   ├─ IntegrityError                   authentication of a blob failed; nothing was unpickled
+     │   ├─ TaskPicklingError (PicklingError)    a call cannot be sent
+     │   └─ ResultPicklingError (PicklingError)  a call's outcome cannot be sent back
+     ├─ TaskFailedError                      the infrastructure lost a call more often than allowed
+     │   └─ WorkerDiedError                  the call itself killed its worker
+     ├─ CallExitedError                      the call raised SystemExit
+     └─ SessionClosedError                   the session ended before the call did
+
+    RemoteTraceback (Exception)              the ``__cause__`` of a call's own exception
+
+A call's own exception is not in this tree: it reaches the caller with its own type. This module imports
+the standard library only, since the nodes import it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pickle import PicklingError
+from typing import Any
+
+
+class JoblibAzureError(Exception):
+    """Root of the package's errors.
+
+    Parameters
+    ----------
+    message : str
+        What happened and what to do next.
+    **context : str or int or None
+        Ids that belong to the error (``job``, ``task``, ``node``, ``pool``, ``code`` …); kept in `context`
+        and shown behind the message.
+
+    Attributes
+    ----------
+    context : dict of str to (str or int)
+        The ids that were given, without the empty ones.
+    """
+
+    def __init__(self, message: str, **context: str | int | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context = {key: value for key, value in context.items() if value not in (None, "")}
+
+    def __str__(self) -> str:
+        if not self.context:
+            return self.message
+        return f"{self.message} [{', '.join(f'{k}={v}' for k, v in self.context.items())}]"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.context)
+
+
+def _rebuild(cls: type[JoblibAzureError], message: str, context: Mapping[str, str | int]) -> JoblibAzureError:
+    return cls(message, **context)
+
+
+class ConfigurationError(JoblibAzureError, ValueError):
+    """A setting is wrong. Raised before anything is created."""
+
+
+class ServiceError(JoblibAzureError):
+    """The Batch or Storage service refused a request, or did not answer it."""
+
+
+class AuthenticationError(ServiceError):
+    """The service refused the key or the identity."""
+
+
+class ServiceUnreachableError(ServiceError):
+    """Nothing answers at the endpoint."""
+
+
+class ResourceExistsError(ServiceError):
+    """What was to be created is there already."""
+
+
+class ResourceNotFoundError(ServiceError):
+    """What was asked for is not there."""
+
+
+class ClusterError(JoblibAzureError):
+    """The cluster cannot be used as asked."""
+
+
+class NodesUnavailableError(ClusterError):
+    """No node came up in time, or none can come up."""
+
+
+class LocalClusterError(ClusterError):
+    """The local cluster's emulator or Azurite did not start, or has died."""
+
+
+class CodecError(JoblibAzureError):
+    """Bytes that cannot be made or read."""
+
+
+class IntegrityError(CodecError):
+    """A blob's authentication code does not fit its content and place; nothing of it was unpickled."""
+
+
+class TaskPicklingError(CodecError, PicklingError):
+    """A call cannot be pickled, so it was not sent."""
+
+
+class ResultPicklingError(CodecError, PicklingError):
+    """A call ran, but its result or its exception cannot be pickled, so it cannot come back."""
+
+
+class TaskFailedError(JoblibAzureError):
+    """The infrastructure lost a call more often than it may be tried."""
+
+
+class WorkerDiedError(TaskFailedError):
+    """A call killed the process that ran it (``os._exit``, a signal, a crash, out of memory)."""
+
+
+class CallExitedError(JoblibAzureError):
+    """A call raised `SystemExit` on its node. It does not end the client."""
+
+
+class SessionClosedError(JoblibAzureError):
+    """The session was closed before the call's outcome was there."""
+
+
+class RemoteTraceback(Exception):
+    """Carries the traceback of a call on its node as text; the ``__cause__`` of the call's exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
