@@ -1,0 +1,456 @@
+"""The planner: which chunks travel together in which Batch task, and when.
+
+It owns the ready queue of every Parallel call, what is under way, and the measured cost of calls and tasks.
+No I/O, no threads, no clock: the session tells it what happened and when, and submits what `plan` returns.
+
+    add(chunk) ──► ready queue ──flush──► plan() ──► bundles under way ──► finish(), requeue() ──┐
+                       ▲                    ▲                                                    │
+                       └─ chunks of a fault ┴── observe(): cost of a call; cost of a task ◄──────┘
+
+Bundles are sized for the slots of the pool's upper bound, not for the nodes of the moment:
+
+1. Cost unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker; nothing waits behind.
+2. Cost known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long; once a call is
+   exhausted, a round takes at most half of what it has left. Twice the slots may be under way or waiting.
+3. Last round: once the work left is below LAST_ROUND × the cost of a task for each worker, all of it goes.
+4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import ceil, isfinite
+from statistics import median_low
+from typing import NamedTuple
+
+# Seconds. joblib dispatches a burst within a few milliseconds, and 10 more are not felt in a task of a
+# second; a generator that never pauses must not keep the slots idle either.
+FLUSH_AFTER_LAST, FLUSH_AFTER_FIRST = 0.010, 0.100
+# Calls a worker while their cost is unknown: few enough for a minute each, enough to measure 1 ms each.
+PROBE = 16
+# Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the
+# range keeps cold nodes (minutes) from making bundles of an hour; the median of the last tasks counts.
+TASK_COST, TASK_COST_RANGE, TASK_COST_WINDOW = 1.0, (0.02, 10.0), 15
+# The next three in units of the cost of a task. How long a bundle lasts: an overhead below 5 %.
+TARGET = 20.0
+# Work of a worker below which halving a round is not worth it: it saves at most 1.5 of waiting and costs 1.
+LAST_ROUND = 3.0
+# Work below which the last round has no further bundle, unless a slot is free.
+LEAST_SPLIT = 0.1
+# Seconds. A chunk is a round trip within the node (1 ms), and the grain of abort, streaming and balance.
+CHUNK_SECONDS = 0.1
+# Queued calls of one Parallel: bounds what the client holds of an endless generator.
+MAX_BACKLOG = 10_000
+# Observations after which older ones count half, so that the mean follows durations that drift.
+MEMORY = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """The pool's upper bound, what the planner plans against; each number at least 1, else ValueError."""
+
+    nodes: int
+    cores_per_node: int
+    slots_per_node: int  # with more slots than cores, slots are a queue on the node
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "cores_per_node", "slots_per_node"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def slots(self) -> int:
+        """Task slots of all nodes."""
+        return self.nodes * self.slots_per_node
+
+    @property
+    def workers_per_slot(self) -> int:
+        """Workers of a task that has one slot."""
+        return max(1, self.cores_per_node // self.slots_per_node)
+
+    @property
+    def workers(self) -> int:
+        """Cores of all nodes: joblib's ``n_jobs=-1``."""
+        return self.nodes * self.cores_per_node
+
+    @property
+    def parallel(self) -> int:
+        """Workers that one-slot tasks can use at once: the cores, less what slots leave over."""
+        return min(self.workers, self.slots * self.workers_per_slot)
+
+    @property
+    def most_under_way(self) -> int:
+        """Limit of the slots under way: twice those that can compute, for more is dear to cancel."""
+        return max(self.slots, 2 * self.nodes * min(self.slots_per_node, self.cores_per_node))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What one Batch task carries."""
+
+    id: int  # unique within the planner, ascending
+    call: str  # id of the Parallel call
+    chunks: tuple[int, ...]  # chunk ids in submission order
+    calls: int  # delayed calls in them
+    slots: int  # requiredSlots: 1, or all of a node
+    width: int  # how many of the chunks may run at once
+
+
+class _Shape(NamedTuple):
+    """The next bundle of a call, before its chunks are taken."""
+
+    slots: int = 1
+    width: int = 1
+    calls: int = 1  # aim for as many calls …
+    least: int = 1  # … in at least and at most so many chunks
+    most: int = 1
+    left: int = 0  # bundles that its round still has, with this one …
+    aim: int = 0  # … and calls in each; 0: all that are queued, evenly
+
+
+class _Call:
+    """State of one Parallel call."""
+
+    def __init__(self, name: str, n_jobs: int, seconds: float | None) -> None:
+        self.name, self.n_jobs, self.mean = name, n_jobs, seconds
+        self.measured = False  # `mean` is not just remembered
+        self.observations = 0.0, 0.0, 0.0  # number, calls, seconds
+        self.size: dict[int, int] = {}  # calls of every chunk that is queued or under way
+        self.queue: deque[int] = deque()
+        self.alone: deque[int] = deque()  # suspects of a death: ahead of the queue, a bundle each
+        self.queued = 0  # calls in both
+        self.exhausted = False
+        self.slots = self.width = self.calls = 0  # of the bundles under way
+        self.streamed = 0  # calls measured in them so far
+        self.window: tuple[float, float] | None = None  # first and last add since the last flush
+        self.ripe = False  # something queued was flushed already and waits for a slot only
+        self.left = self.aim = 0  # as in _Shape, for the next bundle
+        self.served = 0  # its latest bundle: ties go to whoever waits longest
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self.queue or self.alone)
+
+    @property
+    def outstanding(self) -> int:
+        return self.queued + max(0, self.calls - self.streamed)
+
+    def due(self) -> float | None:
+        """When what was added since the last flush is flushed."""
+        return self.window and min(self.window[0] + FLUSH_AFTER_FIRST, self.window[1] + FLUSH_AFTER_LAST)
+
+    def settled(self, now: float) -> bool:
+        due = self.due()
+        return self.exhausted or due is None or now >= due
+
+
+class Planner:
+    """Chunks in, bundles out.
+
+    Not safe for threads: the session holds a lock. Times are seconds of any one monotonic clock.
+    Every method raises KeyError for a Parallel call that is not open, unless it says otherwise.
+
+    Parameters
+    ----------
+    capacity : Capacity
+        The pool's upper bound; `plan` may replace it.
+    """
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self._calls: dict[str, _Call] = {}
+        self._bundles: dict[int, tuple[Bundle, _Call]] = {}  # a closed call lives on in its bundles
+        self._slots = 0
+        self._last_id = 0
+        self._costs: deque[float] = deque([TASK_COST], maxlen=TASK_COST_WINDOW)
+
+    # What happens
+
+    def open_call(self, call: str, *, n_jobs: int, seconds_per_call: float | None = None) -> None:
+        """Begin a Parallel call.
+
+        Parameters
+        ----------
+        call : str
+            Its id; ValueError if it is open already.
+        n_jobs : int
+            At least 1. Below the pool's workers, the widths of the bundles under way sum to at most that;
+            else the pool itself is the limit, and bundles may wait behind the running ones.
+        seconds_per_call : float, optional
+            What an earlier Parallel of the same function measured; it holds until this one is measured.
+        """
+        if call in self._calls:
+            raise ValueError(f"call {call!r} is open already")
+        if n_jobs < 1:
+            raise ValueError(f"n_jobs must be at least 1 (resolve negative values first), got {n_jobs}")
+        if seconds_per_call is not None:
+            seconds_per_call = max(1e-6, _seconds("seconds_per_call", seconds_per_call))
+        self._calls[call] = _Call(call, n_jobs, seconds_per_call)
+
+    def add(self, call: str, chunk: int, calls: int, now: float) -> None:
+        """Queue a chunk of `calls` delayed calls; ValueError if it is there or the call is exhausted."""
+        state = self._open(call)
+        if state.exhausted:
+            raise ValueError(f"chunk {chunk} of call {call!r} came after exhaust()")
+        if chunk in state.size:
+            raise ValueError(f"chunk {chunk} of call {call!r} is queued or under way already")
+        if calls < 1:
+            raise ValueError(f"chunk {chunk} of call {call!r} must have at least one call, got {calls}")
+        state.size[chunk] = calls
+        state.queue.append(chunk)
+        state.queued += calls
+        state.left = 0
+        state.window = (state.window[0] if state.window else now), now
+
+    def exhaust(self, call: str) -> None:
+        """Say that no further chunks will come for this call."""
+        state = self._open(call)
+        state.exhausted, state.left = True, 0
+
+    def close_call(self, call: str) -> None:
+        """Forget the call: its queued chunks are dropped; its bundles under way count until `finish`."""
+        self._open(call)
+        del self._calls[call]
+
+    def observe(self, call: str, calls: int, seconds: float) -> None:
+        """Take in that `calls` calls took `seconds` of one worker; ignored once the call is closed."""
+        seconds = _seconds("seconds", seconds)
+        state = self._calls.get(call)
+        if state is None or calls < 1:
+            return
+        number, done, spent = state.observations
+        keep = 0.5 if number >= MEMORY else 1.0
+        number, done, spent = number * keep + 1, done * keep + calls, spent * keep + seconds
+        state.observations = number, done, spent
+        state.streamed += calls
+        # The first outcomes are those of the shortest calls: wait for a worker's probe, or for a long one.
+        if state.measured or done >= PROBE or spent >= self.task_cost:
+            state.mean, state.measured = max(1e-6, spent / done), True
+
+    def finish(self, bundle: int, *, cost: float | None = None) -> None:
+        """End a bundle; `cost` is what its task took beyond the work. KeyError if it is not under way."""
+        if cost is not None:  # from the clocks of two machines: a little below zero is zero
+            cost = min(TASK_COST_RANGE[1], max(TASK_COST_RANGE[0], _seconds("cost", max(cost, 0.0))))
+        self._retire(bundle, ())
+        if cost is not None:
+            self._costs.append(cost)
+
+    def requeue(self, bundle: int, chunks: Sequence[int], *, alone: bool | Collection[int] = False) -> None:
+        """End a bundle after a fault of the infrastructure; `chunks` of it go back to the head of the queue.
+
+        Parameters
+        ----------
+        bundle : int
+            Id of a bundle; KeyError if it is not under way.
+        chunks : sequence of int
+            Those without an outcome; dropped if the call was closed. ValueError if not chunks of the bundle.
+        alone : bool or collection of int
+            True: each in a bundle of its own, ahead of all others. A collection: those of them (what was
+            running when a worker died), while the rest travels together as before.
+        """
+        state, back = self._retire(bundle, chunks)
+        if not back or self._calls.get(state.name) is not state:
+            return
+        suspects = set(back) if alone is True else set(alone or ())
+        state.alone.extend(chunk for chunk in back if chunk in suspects)
+        state.queue.extendleft(chunk for chunk in reversed(back) if chunk not in suspects)
+        for chunk, calls in back.items():
+            state.size[chunk] = calls
+            state.queued += calls
+        state.left, state.ripe = 0, True
+
+    # What to do
+
+    def plan(self, now: float, *, capacity: Capacity | None = None) -> list[Bundle]:
+        """Return the bundles to submit now; they are under way from here on."""
+        self.capacity = capacity or self.capacity
+        for state in self._calls.values():
+            if state.window and state.settled(now):
+                state.window, state.ripe = None, True
+        bundles = []
+        while (choice := self._next(now)) is not None:
+            bundles.append(self._take(*choice))
+        return bundles
+
+    def next_flush(self, now: float) -> float | None:
+        """Return when `plan` has something to do without a further event (maybe `now`), else None."""
+        dues = (state.due() for state in self._calls.values())
+        times = sorted({now, *(due for due in dues if due is not None and due > now)})
+        return next((time for time in times if self._next(time) is not None), None)
+
+    def wanted(self, call: str) -> int:
+        """Return how many further delayed calls the backend should dispatch now."""
+        state = self._open(call)
+        if state.exhausted:
+            return 0
+        workers = self._workers(state)
+        if state.mean is None:  # two probes, and no less than joblib's own pre_dispatch
+            goal = max(min(2 * PROBE * workers, MAX_BACKLOG), 2 * state.n_jobs)
+            return max(0, goal - state.outstanding)
+        # Running, waiting behind, and two rounds to choose from.
+        goal = ceil(4 * TARGET * self.task_cost * workers / state.mean)
+        more = min(goal - state.outstanding, MAX_BACKLOG - state.queued)
+        return max(0, more, 2 * workers - state.outstanding)
+
+    def chunk_size(self, call: str) -> int:
+        """Return how many calls the next chunk should have: joblib's ``compute_batch_size``."""
+        state = self._open(call)
+        if state.mean is None:
+            return 1
+        tail = state.outstanding // (2 * self._workers(state))  # grows e-fold within as many chunks
+        return max(1, min(round(CHUNK_SECONDS / state.mean), tail))
+
+    # What is known
+
+    def seconds_per_call(self, call: str) -> float | None:
+        """Return the mean duration of recent calls, the remembered one until measured, or None."""
+        return self._open(call).mean
+
+    @property
+    def task_cost(self) -> float:
+        """Seconds that a task costs beyond its work."""
+        return median_low(self._costs)
+
+    @property
+    def under_way(self) -> int:
+        """Slots of all bundles under way, running or waiting in the service."""
+        return self._slots
+
+    @property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """The bundles under way."""
+        return tuple(bundle for bundle, _ in self._bundles.values())
+
+    @property
+    def queued(self) -> int:
+        """Delayed calls that wait for a bundle, of all Parallel calls."""
+        return sum(state.queued for state in self._calls.values())
+
+    # How it decides
+
+    def _open(self, call: str) -> _Call:
+        try:
+            return self._calls[call]
+        except KeyError:
+            raise KeyError(f"call {call!r} is not open (never opened, or closed already)") from None
+
+    def _workers(self, state: _Call) -> int:
+        return min(state.n_jobs, self.capacity.parallel)
+
+    def _room(self, state: _Call) -> int | None:
+        """Return what n_jobs still allows, or None if the pool is the limit."""
+        return max(0, state.n_jobs - state.width) if state.n_jobs < self.capacity.parallel else None
+
+    def _next(self, now: float) -> tuple[_Call, _Shape] | None:
+        """Choose who is served next, the call with the fewest slots under way first, and how."""
+        waiting = (state for state in self._calls.values() if state.waiting and self._room(state) != 0)
+        ready = [state for state in waiting if state.ripe or state.settled(now)]
+        for state in sorted(ready, key=lambda state: (state.slots, state.served)):
+            shape = self._shape(state, ready=len(ready), settled=state.settled(now))
+            if shape is not None:
+                return state, shape
+        return None
+
+    def _shape(self, state: _Call, *, ready: int, settled: bool) -> _Shape | None:
+        """Shape the next bundle of a call, or None if it has to wait for a slot."""
+        if ready == 1 and self._whole_nodes(state):
+            return _Shape(slots=self.capacity.slots_per_node)
+        free, limit = self.capacity.slots - self._slots, self.capacity.most_under_way
+        if self._slots >= limit:
+            return None
+        # A call that came late gets its part of the slots even if others have filled them.
+        active = sum(1 for other in self._calls.values() if other.waiting or other.slots)
+        owed = max(1, self.capacity.slots // active) - state.slots if active > 1 else 0
+        parts = ceil(free / ready) if free > 0 else max(1, owed)
+        shape = _Shape() if state.alone else self._sized(state, parts)
+        if free > 0 or owed > 0:
+            return shape
+        # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
+        if state.mean is None or not settled or state.slots >= max(1, limit // ready):
+            return None
+        head = state.size[(state.alone or state.queue)[0]]
+        seconds = state.mean * max(head, min(shape.calls, state.queued) / shape.width)
+        return shape if state.exhausted or state.alone or seconds >= self.task_cost else None
+
+    def _sized(self, state: _Call, parts: int) -> _Shape:
+        """Shape a one-slot bundle of a call that has `parts` slots to fill."""
+        count, width, room = len(state.queue), self.capacity.workers_per_slot, self._room(state)
+        lanes, share = min(self.capacity.slots, state.n_jobs), 0.0
+        parts = min(parts, count)
+        if room is not None:  # spread what n_jobs allows over the slots
+            parts = min(parts, room)
+            width = min(width, ceil(room / max(1, min(parts, lanes - state.slots))))
+            share = width / room
+        left, aim = state.left, state.aim
+        if state.mean is None:
+            calls = min(PROBE * width, ceil(state.queued * max(1 / parts, share)))
+        else:
+            if not left:  # a new round: a bundle for each slot, all alike, so that they end together
+                work, cost = state.queued * state.mean, self.task_cost
+                left = min(count, lanes)
+                if work <= LAST_ROUND * cost * self._workers(state):
+                    left, aim = min(left, max(parts, ceil(work / (LEAST_SPLIT * cost)))), 0
+                else:
+                    longest = max(1.0, TARGET * cost / state.mean) * width
+                    aim = ceil(min(longest, state.queued / (lanes * (2 if state.exhausted else 1))))
+            calls = aim or ceil(state.queued / left)
+        # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
+        least = min(width, ceil(count / parts))
+        return _Shape(1, width, calls, least=least, most=count - (parts - 1), left=left, aim=aim)
+
+    def _whole_nodes(self, state: _Call) -> bool:
+        """Whether each chunk that the call still has can have a node to itself."""
+        nodes = self.capacity.nodes
+        if self.capacity.slots_per_node == 1 or not state.exhausted or state.alone or len(state.size) > nodes:
+            return False
+        # Which node a bundle is on is the service's secret: each one may hold a node of its own.
+        return nodes - len(self._bundles) >= len(state.queue)
+
+    def _take(self, state: _Call, shape: _Shape) -> Bundle:
+        """Turn the head of the queue into a bundle under way."""
+        source, chunks, calls = (state.alone or state.queue), list[int](), 0
+        while source and len(chunks) < shape.most:
+            size = state.size[source[0]]
+            if len(chunks) >= shape.least and calls + size > shape.calls:
+                break
+            chunks.append(source.popleft())
+            calls += size
+        self._last_id += 1
+        load = {"calls": calls, "slots": shape.slots, "width": min(shape.width, len(chunks))}
+        bundle = Bundle(id=self._last_id, call=state.name, chunks=tuple(chunks), **load)
+        self._bundles[bundle.id] = bundle, state
+        self._count(bundle, state, 1)
+        state.queued -= calls
+        state.left, state.aim, state.served = max(0, shape.left - 1), shape.aim, bundle.id
+        if not state.waiting:
+            state.window, state.ripe = None, False
+        return bundle
+
+    def _retire(self, number: int, lost: Sequence[int]) -> tuple[_Call, dict[int, int]]:
+        """End a bundle; return its call and the calls of its lost chunks, in order."""
+        if number not in self._bundles:
+            raise KeyError(f"bundle {number} is not under way (finished or requeued already)")
+        bundle, state = self._bundles[number]
+        missing = set(lost)
+        if len(missing) != len(lost) or not missing <= set(bundle.chunks):
+            raise ValueError(f"chunks to requeue must be distinct ones of {bundle.chunks}, got {tuple(lost)}")
+        del self._bundles[number]
+        self._count(bundle, state, -1)
+        sizes = {chunk: state.size.pop(chunk) for chunk in bundle.chunks}
+        back = {chunk: calls for chunk, calls in sizes.items() if chunk in missing}
+        # Outcomes do not name their bundle: assume that all of this one's were seen.
+        seen = bundle.calls - sum(back.values())
+        state.streamed = max(0, state.streamed - seen) if state.calls else 0
+        return state, back
+
+    def _count(self, bundle: Bundle, state: _Call, sign: int) -> None:
+        self._slots += sign * bundle.slots
+        state.slots += sign * bundle.slots
+        state.width += sign * bundle.width
+        state.calls += sign * bundle.calls
+
+
+def _seconds(name: str, value: float) -> float:
+    if not (isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of seconds, at least 0, got {value}")
+    return value
