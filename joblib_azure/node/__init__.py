@@ -1,0 +1,15 @@
+"""What runs on a node. It imports the standard library, joblib, cloudpickle and (late) azure-storage-blob.
+
+Read in this order::
+
+    __main__.py   the Batch task's command line
+    task.py       one Batch task: fetches its bundle, has it run, streams the outcomes to storage
+    storage.py    the task's few requests to storage
+    journal.py    the files in which workers leave what they did, so that a death loses nothing
+    runner.py     the process whose inner joblib.Parallel(n_jobs=-1) runs the chunks
+    chunk.py      one chunk in the worker that runs it: unpickled here, its outcome always a value
+    nested.py     the joblib backend that a Parallel inside a call meets
+
+The seams between them are processes: the Batch task (`task`) holds the job's secrets and no user code; the
+runner and its loky workers hold user code and no secrets.
+"""

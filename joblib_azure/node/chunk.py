@@ -1,0 +1,162 @@
+"""One chunk in the worker that runs it.
+
+The chunk's bytes are unpickled here and nowhere else. Its outcome is always a value in the journal, an
+exception too: raised through the inner Parallel it would shut that Parallel's pool.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cloudpickle
+from joblib.parallel import BatchedCalls, register_parallel_backend
+
+from ..codec import PROTOCOL, unpack
+from ..errors import CallExitedError, ResultPicklingError
+from .journal import JournalWriter
+from .limits import chunk_cores
+from .nested import NestedBackend, close_nested_pool
+
+# backend="azure" named inside a call means the cores that the call has.
+register_parallel_backend("azure", NestedBackend)
+
+#: What the user's traceback should not begin with: this module and joblib's BatchedCalls.
+_OWN_FRAMES = (__file__, sys.modules[BatchedCalls.__module__].__file__)
+
+
+class Span(NamedTuple):
+    """A pickle in the bundle's file, and the digests of the buffers that it needs."""
+
+    offset: int
+    size: int
+    buffers: list[str]
+
+
+class ChunkSpec(NamedTuple):
+    """A chunk to run: where its pickle lies, and where those of its functions lie."""
+
+    chunk: int
+    span: Span
+    functions: dict[int, Span]
+
+
+class Setting(NamedTuple):
+    """What all chunks of a bundle share."""
+
+    bundle: str  #: path of the authenticated bundle
+    journals: str  #: folder of the journals
+    cache: str  #: folder of the node's buffers
+    mmap_mode: str | None  #: how buffers are mapped; None: each call gets copies of its own
+    where: str  #: "node …, task …", for tracebacks
+    path: tuple[str, ...]  #: further entries of sys.path
+    threads: int | None  #: inner_max_num_threads
+
+
+@functools.lru_cache(maxsize=4)
+def _bundle(path: str) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+@functools.lru_cache(maxsize=1)
+def _journal(folder: str, pid: int) -> JournalWriter:
+    return JournalWriter(folder)
+
+
+def _map(cache: str, digest: str, mode: str | None) -> Any:
+    path = Path(cache) / digest[:2] / digest
+    if mode is None:
+        return bytearray(path.read_bytes())
+    # Modes that would write into the file copy on write instead: the cached content is named by its hash.
+    access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=access)
+
+
+def _load(setting: Setting, span: Span) -> Any:
+    data = memoryview(_bundle(setting.bundle))[span.offset : span.offset + span.size]
+    return unpack(data, [_map(setting.cache, digest, setting.mmap_mode) for digest in span.buffers])
+
+
+def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
+    """Run one chunk, leave its outcome in this process's journal and return the chunk's number."""
+    journal = _journal(setting.journals, os.getpid())
+    _prepare_process(setting)
+    journal.start(spec.chunk)
+    started = time.perf_counter()
+    calls = 0
+    try:
+        items, backend, n_jobs = _load(setting, spec.span)
+        functions = {number: _load(setting, span) for number, span in spec.functions.items()}
+        items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
+        calls = len(items)
+        started = time.perf_counter()
+        result = BatchedCalls(items, (backend, n_jobs))()
+        seconds = time.perf_counter() - started
+        head, body = {"ok": True}, _pickle_result(result)
+    # A call may raise anything, KeyboardInterrupt and SystemExit included: all of it is its outcome.
+    except BaseException as exc:
+        seconds = time.perf_counter() - started
+        head, body = {"ok": False}, _pickle_error(exc, setting.where)
+    finally:
+        close_nested_pool()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    journal.end(spec.chunk, {**head, "seconds": seconds, "calls": calls}, body)
+    return spec.chunk
+
+
+@functools.lru_cache(maxsize=1)
+def _prepare_process(setting: Setting) -> None:
+    """Give this process what the bundle's calls expect to find: the path and the thread limits."""
+    sys.path += [entry for entry in setting.path if entry not in sys.path]
+    threads = setting.threads or chunk_cores()
+    # Variables such as OMP_NUM_THREADS were set before this process began; they do not reach a library
+    # that was loaded by then, nor one with a limit of its own.
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(limits=threads)
+
+
+def _pickle_result(result: list[Any]) -> bytes:
+    try:
+        data: bytes = cloudpickle.dumps(result, protocol=PROTOCOL)
+    except Exception as exc:
+        kinds = ", ".join(sorted({type(value).__name__ for value in result}))
+        raise ResultPicklingError(
+            f"the call ran, but its result ({kinds}) cannot be pickled to send it back: "
+            f"{type(exc).__name__}: {exc}. Return what can be pickled, or write it to storage inside the call"
+        ) from exc
+    return data
+
+
+def _pickle_error(exc: BaseException, where: str) -> bytes:
+    """Return the pickle of ``(exception, traceback text)`` that is certain to load again."""
+    text = f'\n"""\n{_format(exc)}(raised on {where})\n"""'
+    if isinstance(exc, SystemExit):
+        exc = CallExitedError(f"the call raised SystemExit({exc.code!r}) on {where}")
+    try:
+        data: bytes = cloudpickle.dumps((exc, text), protocol=PROTOCOL)
+        # Exceptions whose __init__ takes other arguments than their args pickle well and fail to load.
+        unpack(data)
+    except Exception as problem:
+        substitute = ResultPicklingError(
+            f"the call raised {type(exc).__qualname__}: {exc}; that exception cannot be pickled to send it "
+            f"back ({type(problem).__name__}: {problem}). Give it a __reduce__, or raise a built-in type"
+        )
+        data = cloudpickle.dumps((substitute, text), protocol=PROTOCOL)
+    return data
+
+
+def _format(exc: BaseException) -> str:
+    frames = exc.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FRAMES:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, frames))

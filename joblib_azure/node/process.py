@@ -1,0 +1,112 @@
+"""The runner as the task sees it: a process in a group of its own, a pipe in, a pipe out."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .limits import runner_variables
+
+#: Seconds that a runner may take to close its pool before it is killed. The outcomes are stored by then.
+_CLOSE_SECONDS = 2.0
+
+
+class RunnerProcess:
+    """Starts, asks and ends the process that runs user code.
+
+    Parameters
+    ----------
+    workers : int
+        Cores of the task's slots: what ``n_jobs=-1`` means in the runner.
+    width : int
+        Chunks that run at once; each has ``workers // width`` cores, at least 1.
+    threads : int or None
+        ``inner_max_num_threads``, where the user set it.
+    """
+
+    def __init__(self, workers: int, width: int, threads: int | None) -> None:
+        self._environ = {**os.environ, **runner_variables(workers, width, threads)}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        requests_read, self._requests = os.pipe()
+        self._reports, reports_write = os.pipe()
+        program = str(Path(sys.argv[0]).resolve())
+        self._process = subprocess.Popen(
+            [sys.executable, program, "runner", str(requests_read), str(reports_write)],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(requests_read, reports_write),
+            start_new_session=True,
+        )
+        os.close(requests_read)
+        os.close(reports_write)
+        return self._process
+
+    def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send one request; yield reports until the runner ends it, or ends itself."""
+        if self._process is None:
+            self._start()
+        data = json.dumps(request).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._requests, data) :]
+        except BrokenPipeError:
+            return
+        pending = b""
+        while more := self._read():
+            *lines, pending = (pending + more).split(b"\n")
+            for line in lines:
+                report = json.loads(line)
+                yield report
+                if "idle" in report or "broken" in report:
+                    return
+
+    def _read(self) -> bytes:
+        """Return what the runner says next; nothing once it has ended.
+
+        A process that the user's code forked may hold the runner's end of the pipe open, so that the
+        pipe's end alone does not tell.
+        """
+        while not select.select([self._reports], [], [], 0.5)[0]:
+            ended = self._process is None or self._process.poll() is not None
+            if ended and not select.select([self._reports], [], [], 0)[0]:
+                return b""
+        return os.read(self._reports, 65536)
+
+    def close(self) -> None:
+        """Tell the runner that there is nothing more to do; `kill` follows."""
+        if self._process is not None:
+            os.close(self._requests)
+            self._requests = -1
+
+    def kill(self) -> str:
+        """End the runner and its whole process group; return how it ended."""
+        process = self._process
+        if process is None:
+            return "it was not running"
+        self._process = None
+        if self._requests < 0:  # closed in peace: the pool shuts itself down and leaves no semaphores
+            try:
+                process.wait(_CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+        else:
+            os.close(self._requests)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # a dead leader's group lives on in its children
+        except ProcessLookupError:
+            pass
+        code = process.wait()
+        os.close(self._reports)
+        if code < 0:
+            return f"the process that ran it was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"the process that ran it ended with exit code {code}"

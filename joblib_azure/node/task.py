@@ -1,0 +1,234 @@
+"""One Batch task: fetches its bundle, has a runner run it and streams the outcomes to storage.
+
+::
+
+    storage ──bundle──► authenticate ──► file ──requests──► runner ──► workers ──► journals
+                                                                                      │
+    storage ◄── append blob ◄── Sender ◄── sealed records ◄── outcomes ◄──────────────┘
+
+It holds the job's key and SAS tokens and runs no user code; the runner, which does, does not have them. A
+runner or a worker that dies takes nothing along: what its workers finished is in their journals, the chunks
+that were running are tried once more, each alone in a runner of its own, and one that kills that too gets
+`WorkerDiedError` as its outcome.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..codec import ReadBundle, Record, read_bundle
+from .journal import JournalReader, Outcome
+from .process import RunnerProcess
+from .sender import Sender
+from .storage import TaskStorage
+
+#: Seconds between two looks for the abort blob while chunks run; one request each.
+ABORT_INTERVAL = 5.0
+#: A pool that dies this often without a chunk running is not the chunks' fault: the task fails.
+MAX_POOL_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """What the service told this task through its environment."""
+
+    job: str
+    task: str
+    node: str
+    key: bytes
+    inputs: str
+    outputs: str
+    workers: int
+    width: int
+    threads: int | None
+    cache: Path
+
+    def __repr__(self) -> str:
+        return f"TaskSettings(job={self.job!r}, task={self.task!r}, node={self.node!r}, …)"
+
+    @classmethod
+    def take(cls, environ: dict[str, str]) -> TaskSettings:
+        """Read the settings and remove the secrets, before user code can see them."""
+        key, inputs, outputs = (environ.pop(f"JOBLIB_AZURE_{name}") for name in ("KEY", "INPUTS", "OUTPUTS"))
+        threads = environ.get("JOBLIB_AZURE_THREADS")
+        return cls(
+            job=environ["AZ_BATCH_JOB_ID"],
+            task=environ["AZ_BATCH_TASK_ID"],
+            node=environ["AZ_BATCH_NODE_ID"],
+            key=base64.b64decode(key),
+            inputs=inputs,
+            outputs=outputs,
+            workers=int(environ["JOBLIB_AZURE_WORKERS"]),
+            width=int(environ["JOBLIB_AZURE_WIDTH"]),
+            threads=int(threads) if threads else None,
+            cache=Path(environ["AZ_BATCH_NODE_SHARED_DIR"]) / "joblib_azure" / "buffers",
+        )
+
+
+def main() -> int:
+    """Run the task; 0 where every chunk has an outcome, whatever the calls raised."""
+    begun = time.time()
+    environ = dict(os.environ)
+    settings = TaskSettings.take(environ)
+    for name in set(os.environ) - set(environ):
+        del os.environ[name]
+    runner = RunnerProcess(settings.workers, settings.width, settings.threads)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        runner.kill()
+        os._exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        return Task(settings, runner, begun).run()
+    finally:
+        runner.kill()
+
+
+class Task:
+    """One run of a Batch task.
+
+    Parameters
+    ----------
+    settings : TaskSettings
+    runner : RunnerProcess
+        Started already: its imports go on while the bundle is fetched.
+    begun : float
+        Time at which the task's process began, in seconds since the epoch.
+    """
+
+    def __init__(self, settings: TaskSettings, runner: RunnerProcess, begun: float) -> None:
+        self._settings = settings
+        self._runner = runner
+        self._begun = begun
+        self._folder = Path.cwd() / ".joblib_azure"
+        self._journals = JournalReader(str(self._folder))
+        self._done: set[int] = set()
+        self._where = f"node {settings.node}, job {settings.job}, task {settings.task}"
+
+    def run(self) -> int:
+        settings = self._settings
+        storage = TaskStorage(settings.inputs, settings.outputs, settings.task)
+        data = storage.read_bundle()
+        bundle = read_bundle(settings.key, f"{settings.job}/{settings.task}", data)
+        call: str = bundle.manifest["call"]
+        if storage.aborted(call):
+            sys.stderr.write(f"the client gave up call {call}; nothing was run\n")
+            return 0
+        self._sender = Sender(storage, settings.key, settings.job, storage.open_outcomes(call))
+        missing = self._fetch_buffers(storage, bundle)
+        if missing:
+            self._sender.close({"missing": missing})
+            return 0
+        self._folder.mkdir(exist_ok=True)
+        (self._folder / "bundle").write_bytes(data)
+        ready = time.time()
+        aborted = threading.Event()
+        watch = threading.Thread(target=self._watch_abort, args=(storage, call, aborted), daemon=True)
+        watch.start()
+        self._run_chunks(bundle)
+        aborted.set()
+        self._runner.close()
+        end = {"begun": self._begun, "ready": ready, "ended": time.time()}
+        self._sender.close({**end, "node": settings.node, "python": platform.python_version()})
+        (self._folder / "bundle").unlink()
+        return 0
+
+    def _fetch_buffers(self, storage: TaskStorage, bundle: ReadBundle) -> list[str]:
+        """Bring all buffers of the bundle to the node; return those that storage does not hold."""
+        urls: dict[str, str] = bundle.manifest["urls"]
+        missing: list[str] = []
+        if not urls:
+            return missing
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            fetched = {
+                digest: pool.submit(storage.fetch_buffer, url, digest, self._settings.cache)
+                for digest, url in urls.items()
+            }
+        for digest, future in fetched.items():
+            try:
+                future.result()
+            except KeyError:
+                missing.append(digest)
+        return missing
+
+    def _watch_abort(self, storage: TaskStorage, call: str, over: threading.Event) -> None:
+        while not over.wait(ABORT_INTERVAL):
+            if storage.aborted(call):
+                self._runner.kill()
+                os._exit(0)
+
+    # ----------------------------------------------------------------------------------------------------
+
+    def _run_chunks(self, bundle: ReadBundle) -> None:
+        """Run all chunks; a dead worker costs only the chunk that killed it."""
+        pending = dict(bundle.chunks)
+        suspects: list[int] = []
+        failures = 0
+        while pending:
+            alone = suspects[:1]
+            width = 1 if alone else self._settings.width
+            batch = {chunk: pending[chunk] for chunk in alone or pending}
+            problem = self._run_once(bundle, batch, width)
+            self._collect()
+            running = self._journals.take_suspects() if problem else []
+            if width == 1:
+                # One chunk at a time leaves no doubt which one did it.
+                for chunk in running:
+                    self._sender.put(Outcome(chunk, {"died": problem}, b""))
+                    self._done.add(chunk)
+            else:
+                suspects = running
+            for chunk in self._done & set(pending):
+                del pending[chunk]
+            suspects = [chunk for chunk in suspects if chunk in pending]
+            if problem and not running:
+                # No chunk was running, so none is at fault: the pool itself does not come up.
+                failures += 1
+                if failures >= MAX_POOL_FAILURES:
+                    raise RuntimeError(f"the runner failed {failures} times with no chunk running: {problem}")
+
+    def _run_once(self, bundle: ReadBundle, chunks: dict[int, Record], width: int) -> str | None:
+        """Send one request to the runner; return None, or why it was not finished."""
+        setting = {
+            "bundle": str(self._folder / "bundle"),
+            "journals": str(self._folder),
+            "cache": str(self._settings.cache),
+            "mmap_mode": bundle.manifest["mmap_mode"],
+            "where": self._where,
+            "path": bundle.manifest["path"],
+            "threads": self._settings.threads,
+        }
+        specs = [
+            [n, _span(record), {f: _span(bundle.functions[f]) for f in record.head["functions"]}]
+            for n, record in chunks.items()
+        ]
+        for report in self._runner.ask({"setting": setting, "chunks": specs, "width": width}):
+            if "idle" in report:
+                return None
+            if "broken" in report:
+                self._runner.kill()
+                return str(report["broken"])
+            self._collect()
+        return self._runner.kill()
+
+    def _collect(self) -> None:
+        for outcome in self._journals.read():
+            self._sender.put(outcome)
+            self._done.add(outcome.chunk)
+
+
+def _span(record: Record) -> list[Any]:
+    return [record.offset, len(record.body), record.head["buffers"]]
