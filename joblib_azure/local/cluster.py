@@ -1,0 +1,181 @@
+"""`LocalCluster`: a `Cluster` whose account is served by processes of this machine.
+
+From `open` on it is a Cluster as any other: the session talks to the Batch emulator and to Azurite through the
+same SDKs as to Azure, and does not know the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import TracebackType
+
+from pydantic import SecretStr
+
+from ..cluster import Cluster
+from ..config import AccountConfig, ClusterConfig
+from ..errors import LocalClusterError
+from .host import LocalHost
+
+#: Seconds that the emulator and Azurite may take to start, Azurite's installation not counted.
+_START_SECONDS = 60.0
+#: Seconds that the first emulated node may take; it has no machine to boot.
+_NODE_SECONDS = 60.0
+
+
+def machine_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class LocalCluster(Cluster):
+    """A pool of emulated nodes on this machine.
+
+    Parameters
+    ----------
+    nodes : int, default 2
+    cores_per_node : int, optional
+        By default the cores of the machine divided by the nodes, at least 1. Nodes own different cores as long as
+        the machine has enough of them.
+    max_tasks_per_node : int, default 1
+        Task slots of a node, 1 to 4 for each core.
+
+    Raises
+    ------
+    ConfigurationError
+        Where a number is out of its bounds. Nothing was started then.
+
+    Notes
+    -----
+    Everything that it starts ends with it: at `close`, at the end of a ``with`` block, at the interpreter's exit,
+    and when this process is killed.
+
+    Examples
+    --------
+    >>> from joblib import Parallel, delayed, parallel_config
+    >>> with LocalCluster(nodes=2) as cluster, parallel_config("azure", cluster=cluster):  # doctest: +SKIP
+    ...     Parallel()(delayed(abs)(-i) for i in range(3))
+    [0, 1, 2]
+    """
+
+    def __init__(self, nodes: int = 2, cores_per_node: int | None = None, max_tasks_per_node: int = 1) -> None:
+        machine = machine_cores()
+        cores = max(1, machine // max(1, nodes)) if cores_per_node is None else cores_per_node
+        config = ClusterConfig.read(
+            {
+                "name": "local",
+                "vm_size": f"Emulated_C{cores}",
+                "cores": cores,
+                "nodes": nodes,
+                "max_tasks_per_node": max_tasks_per_node,
+                "python": sys.executable,
+                "node_timeout": _NODE_SECONDS,
+            },
+            f"LocalCluster(nodes={nodes!r}, cores_per_node={cores_per_node!r}, "
+            f"max_tasks_per_node={max_tasks_per_node!r})",
+        )
+        if cores > machine:
+            raise LocalClusterError(
+                f"cores_per_node={cores} is more than the {machine} core(s) of this machine; a node's processes cannot "
+                "see cores that are not there. Use more nodes instead: they may share cores"
+            )
+        # No account yet: the servers choose their ports and keys when they start.
+        self.config = config
+        self._account = self._batch = self._blobs = None
+        self._host: LocalHost | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def python_path(self) -> tuple[str, ...]:
+        """The client's own ``sys.path`` and working folder: an emulated node sees the same files."""
+        return tuple(os.path.abspath(entry) for entry in sys.path)
+
+    @property
+    def host(self) -> LocalHost:
+        """The servers; `LocalClusterError` where they are not started."""
+        if self._host is None:
+            raise LocalClusterError("the local cluster is not open: use it in a with block, or call open()")
+        return self._host
+
+    @property
+    def run_id(self) -> str:
+        """What every process of the cluster carries in its environment, as ``BATCH_EMULATOR_RUN_ID``."""
+        return self.host.run_id
+
+    @property
+    def batch_endpoint(self) -> str:
+        """URL of the Batch emulator."""
+        return self.host.batch_endpoint
+
+    @property
+    def account_name(self) -> str:
+        """Name of the emulated Batch account."""
+        return self.host.account_name
+
+    @property
+    def account_key(self) -> str:
+        """Its shared key."""
+        return self.host.account_key
+
+    @property
+    def storage_connection_string(self) -> str:
+        """How to reach Azurite."""
+        return self.host.storage_connection_string
+
+    def open(self) -> None:
+        """Start the servers, if they do not run, and create the pool.
+
+        Raises
+        ------
+        LocalClusterError
+            Where Azurite cannot be installed, or a server does not start.
+        """
+        with self._lock:
+            if self._host is not None and not self._host.alive():
+                self._stop()
+            if self._host is None:
+                host = LocalHost()
+                host.start(_START_SECONDS)
+                self._host = host
+                self._account = AccountConfig(
+                    batch_account=host.account_name,
+                    batch_endpoint=host.batch_endpoint,
+                    batch_key=SecretStr(host.account_key),
+                    storage_connection_string=SecretStr(host.storage_connection_string),
+                )
+            super().open()
+
+    def check(self) -> None:
+        """Raise `LocalClusterError` where the servers have died."""
+        if self._host is not None and not self._host.alive():
+            raise LocalClusterError(
+                f"the local cluster has died: {self._host.failure or 'its servers ended'}. The next Parallel call "
+                "starts another"
+            )
+
+    def close(self) -> None:
+        """End the cluster's session, if it has one, and stop the servers with everything that runs on them."""
+        from ..registry import close_sessions
+
+        close_sessions(self)
+        with self._lock:
+            self._stop()
+
+    def _stop(self) -> None:
+        super().close()
+        self._account = None
+        host, self._host = self._host, None
+        if host is not None:
+            host.stop()
+
+    def __enter__(self) -> LocalCluster:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,428 @@
+"""The client's end of a local cluster's processes: start them, know whether they live, stop them.
+
+`LocalHost` owns one guard process (`guard.py`), which owns the rest. The client finds Azurite, makes the
+folder and the keys, sends the guard one JSON request over a pipe, and keeps that pipe open: closing it, in
+whatever way, is what stops a cluster. Secrets travel in that pipe and in the servers' environments only.
+
+A thread reads what the guard says. It is also the last to look: when the guard was killed, it kills what
+is left of the cluster.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib_azure.errors import LocalClusterError
+from joblib_azure.local import azurite, guard
+from joblib_azure.local.guard import processes_of
+
+__all__ = ["LocalHost", "processes_of"]
+
+logger = logging.getLogger(__name__)
+
+# The emulator's line on stdout, {"endpoint": "http://127.0.0.1:…", "account_name": …, "pid": …}.
+_EMULATOR_READY = r'^\{.*"endpoint":\s*"(http://[^"]+)".*\}\s*$'
+# How long the emulator may take to end its nodes' tasks before it is killed with them.
+_EMULATOR_GRACE = 5.0
+# Azurite writes its metadata when it is asked to end; nobody wants them unless the folder is kept.
+_AZURITE_GRACE = 2.0
+# The guard keeps its own deadlines; this is for a guard that hangs (stopped with SIGSTOP, say).
+_GUARD_GRACE = 30.0
+_SIGNATURE = re.compile(r"(?<=[?&]sig=)[^&\s\"]+")
+
+
+class LocalHost:
+    """The servers of one local cluster: the Batch emulator and Azurite.
+
+    They end with this object: at `stop`, at the end of a ``with`` block, when the object is collected, when
+    the interpreter exits, and when this process dies in any way. A forked child of this process may use the
+    servers, but never stops them.
+
+    Parameters
+    ----------
+    keep : bool
+        Leave `folder` where it is when the cluster is stopped.
+    notify : callable, optional
+        Called with a line for the user before something takes long (an installation of Azurite).
+    running_azurite_port : int or None
+        Where to look for an Azurite that runs already; None starts an own one in any case.
+    emulator_command : sequence of str, optional
+        The program that speaks for the emulator, in place of ``python -m joblib_azure.emulator``.
+
+    Attributes
+    ----------
+    run_id : str
+        What every process of this cluster carries as ``BATCH_EMULATOR_RUN_ID`` in its environment (the
+        guard and Azurite with ``.host`` behind it); see `processes_of`.
+    folder : Path
+        Holds ``nodes/``, ``azurite/`` and the logs (mode 0700). Exists between `start` and `stop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: bool = False,
+        notify: Callable[[str], None] | None = None,
+        running_azurite_port: int | None = azurite.USUAL_PORT,
+        emulator_command: Sequence[str] | None = None,
+    ) -> None:
+        self.run_id = uuid.uuid4().hex
+        self.folder = Path(tempfile.gettempdir()) / f"joblib_azure-{self.run_id}"
+        self._keep = keep
+        self._notify = notify
+        self._running_azurite_port = running_azurite_port
+        self._emulator_command = tuple(emulator_command or (sys.executable, "-m", "joblib_azure.emulator"))
+        self._account = f"local{self.run_id[:8]}"
+        self._key = _new_key()
+        self._endpoint: str | None = None
+        self._storage: str | None = None
+        self._own_azurite = False
+        self._guard: _GuardProcess | None = None
+        self._finalizer: weakref.finalize[..., LocalHost] | None = None
+
+    def start(self, deadline: float = 30.0) -> LocalHost:
+        """Start the servers and wait until they answer.
+
+        Parameters
+        ----------
+        deadline : float
+            Seconds. An installation of Azurite has a bound of its own and comes on top, once.
+
+        Returns
+        -------
+        LocalHost
+            Itself.
+
+        Raises
+        ------
+        AzuriteUnavailable
+            Azurite is not there and cannot be installed.
+        LocalClusterError
+            A server did not start in time (the message holds the end of its log), or `start` was called
+            before.
+        """
+        if self._guard is not None:
+            raise LocalClusterError("This local cluster was started before; make a new one.")
+        self.folder.mkdir(mode=0o700)
+        guard_process = self._guard = _GuardProcess(self.run_id, self.folder, self._keep)
+        # At exit too, and before the modules are torn down; must not refer to `self`.
+        self._finalizer = weakref.finalize(self, guard_process.stop, _GUARD_GRACE)
+        try:
+            guard_process.start()  # gets ready while we look for Azurite
+            servers = [self._emulator(), *self._find_storage()]
+            end = time.monotonic() + deadline
+            guard_process.request(servers, deadline)
+            self._await_ready(guard_process, end, deadline)
+        except BaseException:  # Ctrl-C among them
+            self.stop()
+            raise
+        logger.info("%r is ready", self)
+        return self
+
+    def stop(self, deadline: float = _GUARD_GRACE) -> None:
+        """Stop everything that was started and remove `folder`. May be called again.
+
+        Parameters
+        ----------
+        deadline : float
+            Seconds after which a guard that has not finished is killed, and what is left with it.
+        """
+        if self._guard is not None and self._finalizer is not None:
+            self._finalizer.detach()
+            self._guard.stop(deadline)
+
+    def alive(self) -> bool:
+        """Whether the servers run, as far as is known: False from the moment one of them has died."""
+        return self._guard is not None and self._endpoint is not None and self._guard.alive()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the servers ended although nobody asked for it; None if they did not."""
+        return None if self._guard is None or not self._guard.failure else _masked(self._guard.failure)
+
+    @property
+    def batch_endpoint(self) -> str:
+        """The emulator's URL."""
+        return self._started(self._endpoint)
+
+    @property
+    def account_name(self) -> str:
+        """The Batch account that the emulator serves."""
+        return self._account
+
+    @property
+    def account_key(self) -> str:
+        """The Batch account's key, Base64."""
+        return self._key
+
+    @property
+    def storage_connection_string(self) -> str:
+        """Where the blobs go."""
+        return self._started(self._storage)
+
+    @property
+    def batch_access_log(self) -> Path:
+        """The emulator's log of requests."""
+        return self.folder / "batch-access.log"
+
+    @property
+    def storage_access_log(self) -> Path | None:
+        """Azurite's log (see `azurite.count_requests`); None where somebody else's Azurite is used."""
+        return self.folder / "azurite.log" if self._own_azurite else None
+
+    def __enter__(self) -> LocalHost:
+        return self if self._guard is not None else self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self.alive() else "not started" if self._guard is None else "stopped"
+        where = f", batch={self._endpoint!r}" if self._endpoint else ""
+        return f"<LocalHost {state}{where}, account={self._account!r}, run_id={self.run_id!r}>"
+
+    def _started(self, value: str | None) -> str:
+        if value is None:
+            raise LocalClusterError("This local cluster was not started; call start() first.")
+        return value
+
+    def _emulator(self) -> dict[str, Any]:
+        nodes = self.folder / "nodes"
+        nodes.mkdir()
+        options = ("--port", "0", "--account", self._account, "--root", str(nodes))
+        package_home = Path(__file__).parents[2]
+        installed = package_home == Path(sysconfig.get_paths()["purelib"])
+        return {
+            "name": "the Batch emulator",
+            "command": [*self._emulator_command, *options, "--access-log", str(self.batch_access_log)],
+            "environment": {"BATCH_EMULATOR_ACCOUNT_KEY": self._key, guard.RUN_ID_VARIABLE: self.run_id},
+            # ``-m`` finds this very package in the current folder, also when it is a checkout that only
+            # this client's sys.path knows.
+            "folder": str(self.folder if installed else package_home),
+            "log": str(self.folder / "batch.log"),
+            "ready": _EMULATOR_READY,
+            "grace": _EMULATOR_GRACE,
+            # Should the guard be killed, the emulator must live long enough to end its tasks.
+            "death_signal": int(signal.SIGTERM),
+        }
+
+    def _find_storage(self) -> list[dict[str, Any]]:
+        if self._running_azurite_port is not None:
+            self._storage = azurite.find_running(self._running_azurite_port)
+            if self._storage is not None:
+                return []
+        program = azurite.find_azurite(self._notify)
+        location = self.folder / "azurite"
+        location.mkdir()
+        self._own_azurite = True
+        self._storage_key = _new_key()
+        return [
+            {
+                "name": "Azurite",
+                "command": program.arguments(location),
+                "environment": program.environment(self._account, self._storage_key),
+                "folder": str(location),
+                "log": str(self.folder / "azurite.log"),
+                "ready": azurite.READY_LINE,
+                "grace": _AZURITE_GRACE if self._keep else 0.0,
+                "death_signal": int(signal.SIGKILL),
+            }
+        ]
+
+    def _await_ready(self, guard_process: _GuardProcess, end: float, deadline: float) -> None:
+        # Takes as long as a server's start, which it uses: the client needs the SDK anyway.
+        import azure.storage.blob  # noqa: F401
+        from azure.core.exceptions import AzureError
+
+        # The guard gives up first, and can say on whom; the second more is for its word to arrive.
+        ready = guard_process.wait_ready(max(0.0, end - time.monotonic()) + 1.0)
+        if ready is None:
+            guard_process.stop(_GUARD_GRACE)  # waits for what it may still have to say
+            why = guard_process.failure or f"its guard did not answer within {deadline:.0f} s"
+            raise LocalClusterError(f"The local cluster did not start: {_masked(why)}")
+        if self._own_azurite:
+            port = int(ready["Azurite"])
+            connection = azurite.connection_string(self._account, self._storage_key, port)
+            try:
+                azurite.check_storage(connection, max(1.0, end - time.monotonic()))
+            except AzureError as error:
+                raise LocalClusterError(
+                    f"Azurite listens on port {port}, but does not answer as it should: {error}\n"
+                    f"azurite.log ends with:\n{_masked(_tail(self.folder / 'azurite.log'))}"
+                ) from error
+            self._storage = connection
+        self._endpoint = ready["the Batch emulator"]
+
+
+class _GuardProcess:
+    """A guard as its client sees it, for all threads; in a forked child it only closes its pipe ends."""
+
+    def __init__(self, run_id: str, folder: Path, keep: bool) -> None:
+        self.run_id = run_id
+        self.folder = folder
+        self.keep = keep
+        self.failure: str | None = None
+        self._owner = os.getpid()
+        self._ready: dict[str, str] | None = None
+        self._answered = threading.Event()  # ready, or over
+        self._over = threading.Event()  # the servers are being ended
+        self._gone = threading.Event()  # nothing is left
+        self._stdin_lock = threading.Lock()
+        self._asked = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        # Without site-packages the guard starts in 25 ms, but where there is no /proc it needs psutil.
+        flags = ["-I", "-S"] if Path("/proc/self/environ").exists() else ["-I"]
+        with (self.folder / "guard.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *flags, guard.__file__, str(self._owner), self.run_id],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd="/",  # so as not to keep the user's folder busy
+                env={**os.environ, guard.RUN_ID_VARIABLE: self.run_id + guard.HOST_SUFFIX},
+                start_new_session=True,  # the terminal's Ctrl-C is for the client, not for the servers
+            )
+        _STARTED.add(self)
+        self._thread = threading.Thread(target=self._watch, name="joblib_azure-guard", daemon=True)
+        self._thread.start()
+
+    def request(self, servers: list[dict[str, Any]], deadline: float) -> None:
+        request = {
+            "run_id": self.run_id,
+            "folder": str(self.folder),
+            "keep": self.keep,
+            "deadline": deadline,
+            "servers": servers,
+        }
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            except BrokenPipeError:  # it died; the watching thread says how
+                pass
+
+    def wait_ready(self, seconds: float) -> dict[str, str] | None:
+        self._answered.wait(seconds)
+        return self._ready
+
+    def alive(self) -> bool:
+        if os.getpid() != self._owner and self._process is not None:  # our thread is not in a forked child
+            return not self._over.is_set() and self._process.pid in guard.pids_of(self.run_id)
+        return self._ready is not None and not self._over.is_set()
+
+    def stop(self, deadline: float) -> None:
+        if os.getpid() != self._owner or self._process is None:
+            if self._process is None and os.getpid() == self._owner and not self.keep:
+                guard.remove_folder(self.folder)
+            return
+        self._close_stdin()
+        if self._thread is None:  # Ctrl-C came before it
+            self._watch()
+        # The collector may have chosen the watching thread to finalize the host.
+        if threading.current_thread() is not self._thread and not self._gone.wait(deadline):
+            logger.warning("The guard of local cluster %s has not ended in %.0f s", self.run_id, deadline)
+            self._process.kill()
+            self._gone.wait(guard.KILL_DEADLINE)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the pipes, which would keep the guard waiting, and of the process."""
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process.returncode = 0  # or Popen would warn of a child that is not ours
+
+    def _close_stdin(self) -> None:
+        with self._stdin_lock:
+            self._asked = True
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.close()
+
+    def _watch(self) -> None:
+        process = self._process
+        if process is None or process.stdout is None:
+            return
+        data = b""
+        # Not readline(): a thread in a buffered read at interpreter exit would be fatal.
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            data += chunk
+            *lines, data = data.split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if "ready" in message:
+                    self._ready = message["ready"]
+                    self._answered.set()
+                elif message["failed"] or not self._asked:
+                    self.failure = message["ended"]
+        self._over.set()
+        self._answered.set()
+        process.stdout.close()
+        try:
+            code = process.wait(_GUARD_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code not in (guard.EXIT_ASKED, guard.EXIT_SERVER_DIED):
+            self._clean_up(code)
+        self._close_stdin()
+        _STARTED.discard(self)
+        self._gone.set()
+        if self.failure is not None and self._ready is not None:
+            logger.warning("The local cluster has ended: %s", _masked(self.failure))
+
+    def _clean_up(self, code: int) -> None:
+        why = f"its guard {guard.how_it_ended(code)}\n{_tail(self.folder / 'guard.log')}".strip()
+        self.failure = self.failure or why
+        # The emulator has seen that its guard is gone and ends its tasks; then comes what it left.
+        end = time.monotonic() + _EMULATOR_GRACE
+        while guard.pids_of(self.run_id) and time.monotonic() < end:
+            time.sleep(0.05)
+        guard.kill_all(self.run_id)
+        if not self.keep:
+            guard.remove_folder(self.folder)
+
+
+def _forget_all() -> None:
+    for process in tuple(_STARTED):
+        process.forget()
+    _STARTED.clear()
+
+
+# For the one hook that a process can have for its forked children; it cannot be unregistered.
+_STARTED: set[_GuardProcess] = set()
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _new_key() -> str:
+    return base64.b64encode(secrets.token_bytes(64)).decode()  # as long as Azure's own
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text("utf-8", "replace")[-4000:].strip()
+    except OSError:
+        return ""
+
+
+def _masked(text: str) -> str:
+    return _SIGNATURE.sub("***", text)  # a log of requests holds their SAS
