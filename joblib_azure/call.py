@@ -1,0 +1,187 @@
+"""One Parallel call as the session sees it: its chunks, their futures and the thread of its callbacks.
+
+The monitor hands outcomes over with `deliver`, which only enqueues; the call's own thread runs joblib's
+callbacks. So a callback that is slow, or waits for a lock of its Parallel, holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .codec import CallEncoder, decode_outcome
+from .errors import CodecError, JoblibAzureError, RemoteTraceback, WorkerDiedError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallSettings:
+    """What a Parallel call asks for.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Chunks that may run at once, at least 2.
+    max_nbytes : int or None
+        Buffers of at least this many bytes travel out of band; None: never.
+    mmap_mode : str or None
+        How they are mapped on the node.
+    inner_max_num_threads : int or None
+        Threads of BLAS and OpenMP in a worker.
+    path : tuple of str
+        Further entries of ``sys.path`` on the node.
+    """
+
+    n_jobs: int
+    max_nbytes: int | None
+    mmap_mode: str | None
+    inner_max_num_threads: int | None
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A chunk's authenticated outcome: its head, its pickle and where it was made."""
+
+    head: dict[str, Any]
+    body: bytes | memoryview
+    job: str
+    task: str
+
+    def value(self) -> Any:
+        """Return the results, or raise what the call raised with the remote traceback as its cause."""
+        if "died" in self.head:
+            raise WorkerDiedError(
+                f"a call killed the process that ran it: {self.head['died']}. Calls that were running beside it "
+                "were run again; look at the task's stderr for a crash, and at the memory that the call needs",
+                job=self.job,
+                task=self.task,
+            )
+        value = decode_outcome(self.body)
+        if self.head["ok"]:
+            return value
+        error, text = value
+        if not isinstance(error, BaseException):
+            raise CodecError(f"task {self.task} sent {type(error).__name__} where an exception was expected")
+        error.__cause__ = RemoteTraceback(text)
+        raise error
+
+
+class ChunkFuture:
+    """What `submit` returns for one chunk. Its callback fires exactly once."""
+
+    def __init__(self, chunk: int, batch: Any, callback: Callable[[ChunkFuture], Any] | None) -> None:
+        self.chunk = chunk
+        #: The calls; kept until the outcome is there, since a bundle may have to be sent again.
+        self.batch: Any = batch
+        self._callback = callback
+        self._outcome: Outcome | BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<ChunkFuture {self.chunk} {'pending' if self._outcome is None else 'done'}>"
+
+    def settle(self, outcome: Outcome | BaseException) -> None:
+        """Take the outcome and run the callback; on the call's own thread."""
+        self._outcome, self.batch = outcome, None
+        if self._callback is not None:
+            self._callback(self)
+
+    def result(self) -> Any:
+        """Return the chunk's results or raise its exception; for the callback, once it has fired."""
+        if self._outcome is None:
+            raise JoblibAzureError(f"chunk {self.chunk} has no outcome yet")
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome.value()
+
+
+class Call:
+    """One Parallel call.
+
+    Parameters
+    ----------
+    id : str
+        Unique within the session.
+    settings : CallSettings
+    """
+
+    def __init__(self, id: str, settings: CallSettings) -> None:
+        self.id = id
+        self.settings = settings
+        self.encoder = CallEncoder(settings.max_nbytes)
+        self.failure: BaseException | None = None
+        self.closed = False
+        #: Name of the call's first function, by which the session remembers what its calls cost.
+        self.function = ""
+        #: How often each chunk was sent.
+        self.attempts: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._futures: dict[int, ChunkFuture] = {}
+        self._count = 0
+        self._inbox: queue.SimpleQueue[tuple[ChunkFuture, Outcome | BaseException] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id}: {len(self._futures)} chunks under way>"
+
+    def add(self, batch: Any, callback: Callable[[ChunkFuture], Any] | None) -> ChunkFuture:
+        """Register a chunk. Where the call has failed, its future fails, on the call's own thread."""
+        with self._lock:
+            future = ChunkFuture(self._count, batch, callback)
+            self._count += 1
+            failure = self.failure
+            if failure is None:
+                self._futures[future.chunk] = future
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"joblib_azure-{self.id}", daemon=True)
+                self._thread.start()
+        if failure is not None:
+            self._inbox.put((future, failure))
+        return future
+
+    def batch(self, chunk: int) -> Any:
+        """Return the calls of a chunk, or None where its outcome is there already."""
+        future = self._futures.get(chunk)
+        return None if future is None else future.batch
+
+    def deliver(self, chunk: int, outcome: Outcome | BaseException) -> bool:
+        """Hand over the outcome of a chunk; False where it has one already (the first one counts)."""
+        with self._lock:
+            future = self._futures.pop(chunk, None)
+        if future is None:
+            return False
+        self._inbox.put((future, outcome))
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """Let everything under way, and everything submitted from now on, fail with `error`."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = error
+            futures, self._futures = list(self._futures.values()), {}
+        for future in futures:
+            self._inbox.put((future, error))
+
+    def close(self) -> None:
+        """End the call's thread once it has run what it was given."""
+        self.closed = True
+        with self._lock:
+            self._futures.clear()
+        self._inbox.put(None)
+
+    def _run(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            future, outcome = item
+            if self.closed:
+                continue
+            try:
+                future.settle(outcome)
+            except Exception:
+                # joblib's callback raises only where its Parallel is gone; there is nobody to tell.
+                logger.exception("the callback of chunk %d of call %s failed", future.chunk, self.id)
