@@ -330,7 +330,8 @@ class _Guard:
         while not self._over():
             late = [server for server in self.servers if not server.look()]
             if not late:
-                self._tell({"ready": {server.name: server.endpoint for server in self.servers}})
+                pids = [server.process.pid for server in self.servers if server.process is not None]
+                self._tell({"ready": {server.name: server.endpoint for server in self.servers}, "pids": pids})
                 return
             if time.monotonic() > end:
                 names = " and ".join(server.name for server in late)
@@ -417,14 +418,17 @@ def _read_request(client: int) -> dict[str, Any] | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve a client (``CLIENT_PID RUN_ID``; the latter is for people who read ``ps``), or become a command
-    that dies with its parent (``tether PARENT_PID COMMAND …``)."""
+    """Serve a client (``CLIENT_PID RUN_ID FOLDER``; the run id is there for people who read ``ps``), or become
+    a command that dies with its parent (``tether PARENT_PID COMMAND …``)."""
     if arguments[0] == "tether":
         _tether(int(arguments[1]), arguments[2:])
         return 1
     client = int(arguments[0])
     request = _read_request(client)
-    return EXIT_ASKED if request is None else _Guard(client, request).run()
+    if request is None:
+        remove_folder(arguments[2])
+        return EXIT_ASKED
+    return _Guard(client, request).run()
 
 
 if __name__ == "__main__":

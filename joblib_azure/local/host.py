@@ -286,6 +286,7 @@ class _GuardProcess:
         self._gone = threading.Event()  # nothing is left
         self._stdin_lock = threading.Lock()
         self._asked = False
+        self._servers: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
@@ -294,7 +295,7 @@ class _GuardProcess:
         flags = ["-I", "-S"] if Path("/proc/self/environ").exists() else ["-I"]
         with (self.folder / "guard.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *flags, guard.__file__, str(self._owner), self.run_id],
+                [sys.executable, *flags, guard.__file__, str(self._owner), self.run_id, str(self.folder)],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -371,6 +372,7 @@ class _GuardProcess:
                 message = json.loads(line)
                 if "ready" in message:
                     self._ready = message["ready"]
+                    self._servers = set(message["pids"])
                     self._answered.set()
                 elif message["failed"] or not self._asked:
                     self.failure = message["ended"]
@@ -395,7 +397,7 @@ class _GuardProcess:
         self.failure = self.failure or why
         # The emulator has seen that its guard is gone and ends its tasks; then comes what it left.
         end = time.monotonic() + _EMULATOR_GRACE
-        while guard.pids_of(self.run_id) and time.monotonic() < end:
+        while self._servers & guard.pids_of(self.run_id) and time.monotonic() < end:
             time.sleep(0.05)
         guard.kill_all(self.run_id)
         if not self.keep:

@@ -224,7 +224,7 @@ def test_a_host_starts_once(new_host: Callable[..., LocalHost]) -> None:
     ("program", "message"),
     [
         ("import sys; sys.exit('no such account')", "(?s)Batch emulator ended with exit code 1.*no such account"),
-        ("import time; time.sleep(60)", "Batch emulator did not say where it listens within 3 s"),
+        ("import time; time.sleep(60)", "Batch emulator.* did not say where it listens within 1 s"),
         (None, "Batch emulator cannot be started"),
     ],
 )
@@ -234,7 +234,7 @@ def test_an_emulator_that_does_not_start(
     command = [sys.executable, "-c", program] if program else [str(tmp_path / "missing")]
     host = new_host(emulator_command=command)
     with pytest.raises(LocalClusterError, match=message):
-        host.start(deadline=3)
+        host.start(deadline=1)
     assert_nothing_left(host.run_id, host.folder, within=0.1)
 
 
@@ -326,18 +326,18 @@ def run_client(emulator: list[str], body: str) -> tuple[subprocess.Popen[str], s
 
 @pytest.mark.parametrize(
     "body",
-    ["", "sys.exit(3)", "raise ValueError", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"],
+    ["", "raise ValueError", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"],
 )
 def test_a_client_that_ends(emulator: list[str], body: str) -> None:
     process, run_id, folder = run_client(emulator, "sys.stderr = open(os.devnull, 'w')\n" + body)
     with process:
         process.wait(20)
     # an orderly end leaves nothing to wait for
-    orderly = process.returncode in (0, 1, 3) and "_exit" not in body
+    orderly = process.returncode in (0, 1) and "_exit" not in body
     assert_nothing_left(run_id, folder, within=0.1 if orderly else GONE_WITHIN)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_client_that_is_killed(emulator: list[str], number: signal.Signals) -> None:
     process, run_id, folder = run_client(emulator, "time.sleep(60)")
     with process:
@@ -428,14 +428,15 @@ def test_a_forked_child_does_not_keep_a_dead_parents_cluster(emulator: list[str]
 
 
 def test_a_client_that_dies_before_it_asks_leaves_no_guard(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), "nobody"]
+    command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), "nobody", str(tmp_path)]
     began = time.monotonic()
     done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=10)
     assert done.returncode == guard.EXIT_ASKED
     assert time.monotonic() - began < 1  # it takes 30 ms; an import of the package would show
+    assert not tmp_path.exists()
     read, write = os.pipe()  # and when somebody else holds its pipe
     try:
-        done = subprocess.run([*command[:-2], "1", "nobody"], stdin=read, timeout=10)
+        done = subprocess.run([*command[:-3], "1", *command[-2:]], stdin=read, timeout=10)
     finally:
         os.close(read)
         os.close(write)

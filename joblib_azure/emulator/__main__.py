@@ -1,0 +1,58 @@
+"""``python -m joblib_azure.emulator``: serves one account on loopback until it is told to stop.
+
+The account's key comes in the environment variable ``BATCH_EMULATOR_ACCOUNT_KEY``. One line of JSON on stdout says
+where it listens; logs go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+from .process import KEY_VARIABLE, new_key
+from .processes import RUN_ID_VARIABLE
+
+_DEFAULT_JOB_QUOTA = 300
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m joblib_azure.emulator", description="An Azure Batch emulator.")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
+    parser.add_argument("--account", default="emulated", help="name of the Batch account")
+    parser.add_argument("--root", type=Path, help="folder of the nodes (a temporary one, removed at the end)")
+    parser.add_argument("--access-log", type=Path, help="file that takes one line a request")
+    parser.add_argument("--active-job-quota", type=int, default=_DEFAULT_JOB_QUOTA)
+    parser.add_argument("--remove-root", action="store_true", help="remove the root at the end")
+    parser.add_argument("--starter", type=int, help="stop when this parent process is gone")
+    given = parser.parse_args(arguments)
+    from .server import Settings, serve  # after parsing: --help needs no server
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    root = given.root or Path(tempfile.mkdtemp(prefix="batch-"))
+    root.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        port=given.port,
+        account_name=given.account,
+        account_key=os.environ.pop(KEY_VARIABLE, "") or new_key(),
+        root=root.resolve(),
+        run_id=os.environ.get(RUN_ID_VARIABLE) or uuid.uuid4().hex,
+        job_quota=given.active_job_quota,
+        access_log=given.access_log,
+        remove_root=given.remove_root or given.root is None,
+        starter=given.starter,
+    )
+    asyncio.run(serve(settings, sys.stdout))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""SharedKey: whether a request was signed with the account's key.
+
+The string to sign is that of
+https://learn.microsoft.com/rest/api/batchservice/authenticate-requests-to-the-azure-batch-service: the verb, eleven
+headers, the ``ocp-`` headers, the account with the path as it was sent, and the query.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping
+from datetime import timedelta
+from urllib.parse import parse_qs
+
+from . import errors, times
+
+SIGNED_HEADERS = (
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-md5",
+    "content-type",
+    "date",
+    "if-modified-since",
+    "if-match",
+    "if-none-match",
+    "if-unmodified-since",
+    "range",
+)
+#: How far a request's date may be off.
+MAX_SKEW = timedelta(minutes=15)
+
+
+class SharedKey:
+    """Checks the Authorization header against one account's name and key."""
+
+    def __init__(self, account_name: str, account_key: str) -> None:
+        self.account_name = account_name
+        self._key = base64.b64decode(account_key, validate=True)
+
+    def __repr__(self) -> str:
+        return f"SharedKey(account_name={self.account_name!r}, account_key='***')"
+
+    def check(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> None:
+        """Return if the request is authentic.
+
+        Raises
+        ------
+        BatchError
+            401 without credentials, 400 for a header of another form, 403 for a wrong signature or an old date.
+        """
+        header = headers.get("authorization", "")
+        if not header:
+            raise errors.authentication_missing()
+        scheme, _, credential = header.partition(" ")
+        if scheme.lower() == "bearer":
+            raise errors.authentication_failed("This account takes SharedKey only; the emulator knows no Entra tokens.")
+        account, separator, signature = credential.strip().partition(":")
+        if scheme != "SharedKey" or not separator:
+            raise errors.invalid_authentication_info("Expected 'SharedKey <account>:<signature>'.")
+        if account != self.account_name:
+            raise errors.authentication_failed(f"The account '{account}' is not served here.")
+        self._check_date(headers)
+        expected = self.signature(method, raw_path, raw_query, headers)
+        try:
+            given = base64.b64decode(signature, validate=True)
+        except binascii.Error:
+            given = b""
+        if not hmac.compare_digest(expected, given):
+            signed = string_to_sign(self.account_name, method, raw_path, raw_query, headers)
+            raise errors.authentication_failed(
+                "The MAC signature found in the HTTP request is not the same as any computed signature. "
+                f"Server used the following string to sign: '{signed}'."
+            )
+
+    def signature(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> bytes:
+        signed = string_to_sign(self.account_name, method, raw_path, raw_query, headers)
+        return hmac.new(self._key, signed.encode(), hashlib.sha256).digest()
+
+    @staticmethod
+    def _check_date(headers: Mapping[str, str]) -> None:
+        text = headers.get("ocp-date") or headers.get("date")
+        moment = times.parse_http_date(text) if text else None
+        if moment is None:
+            raise errors.authentication_failed("Neither ocp-date nor Date holds a date in RFC 1123 form.")
+        if abs(times.now() - moment) > MAX_SKEW:
+            raise errors.authentication_failed(f"The date header is too old or in the future: '{text}'.")
+
+
+def string_to_sign(account: str, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> str:
+    lines = [method]
+    for name in SIGNED_HEADERS:
+        value = headers.get(name, "")
+        if name == "content-length" and not value and method not in ("GET", "HEAD"):
+            value = "0"
+        lines.append(value)
+    lines += [f"{name}:{headers[name]}" for name in sorted(headers) if name.startswith("ocp-") and headers[name]]
+    lines.append(f"/{account}{raw_path}")
+    query = parse_qs(raw_query)
+    lines += [f"{name}:{query[name][0]}" for name in sorted(query) if query[name][0]]
+    return "\n".join(lines)

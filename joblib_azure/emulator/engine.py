@@ -1,0 +1,97 @@
+"""The service behind the API: puts account, scheduler, runner, allocation and processes together.
+
+    handlers ─► jobs, allocation ─► scheduler ─► runner ─► execution ─► processes
+                      state (account, pools, nodes, jobs, tasks) beneath all of them
+
+Everything runs on one event loop; processes are started, files moved and the machine scanned in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from . import nodes
+from .allocation import Allocation
+from .jobs import Jobs
+from .processes import Processes
+from .runner import Runner
+from .scheduler import Scheduler
+from .state import Account, Job, Node
+
+_log = logging.getLogger(__name__)
+
+#: https://learn.microsoft.com/azure/batch/batch-quota-limit
+DEFAULT_JOB_QUOTA = 300
+DEFAULT_POOL_QUOTA = 100
+
+
+class Engine:
+    """One Batch account. Create it in a running event loop, in the main thread."""
+
+    def __init__(
+        self,
+        *,
+        account_name: str,
+        endpoint: str,
+        root: Path,
+        run_id: str,
+        job_quota: int = DEFAULT_JOB_QUOTA,
+        pool_quota: int = DEFAULT_POOL_QUOTA,
+    ) -> None:
+        self.account = Account(account_name)
+        self.endpoint = endpoint
+        self.root = root
+        self.run_id = run_id
+        self.job_quota = job_quota
+        self.pool_quota = pool_quota
+        self.cpus = nodes.CpuAllotment()
+        self.processes = Processes(run_id)
+        self.runner = Runner(self)
+        self.jobs = Jobs(self)
+        self.allocation = Allocation(self)
+        self.scheduler = Scheduler(self.account, self.runner.start)
+        self._background: set[asyncio.Task[None]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine on its own; a failure of it is logged, never lost."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _log.error("a background activity failed", exc_info=exc)
+
+    def environment(
+        self,
+        node: Node,
+        directory: Path,
+        *,
+        settings: list[dict[str, Any]],
+        job: Job | None = None,
+        task_id: str | None = None,
+    ) -> dict[str, str]:
+        """The environment of a process on a node."""
+        return nodes.environment(
+            node,
+            directory,
+            account_name=self.account.name,
+            endpoint=self.endpoint,
+            run_id=self.run_id,
+            settings=settings,
+            job=job,
+            task_id=task_id,
+        )
+
+    async def close(self) -> None:
+        """Kill every process of every node; nothing can be started afterwards."""
+        await self.processes.close()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)

@@ -1,0 +1,192 @@
+"""One command line on one node, with its tries: the same for tasks, start tasks, preparation and release tasks.
+
+What passes through: a command line, its environment and resource files on the way to `processes`; its exit codes on
+the way to a `Progress`, whose fields are the service's `executionInfo`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from . import nodes, resourcefiles, times
+from .processes import Launch, LaunchFailed, Process, Processes, ProgramNotFound
+from .state import Progress
+
+#: What the service reports when it ended a task itself: the operating system's code for SIGKILL.
+KILLED = 137
+
+
+class Stopped(Exception):
+    """The execution was stopped from outside; `reason` is the caller's own."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What to run, where, and how often."""
+
+    command_line: str
+    directory: Path
+    environment: dict[str, str]
+    cpus: frozenset[int]
+    resource_files: list[dict[str, Any]]
+    max_retries: int = 0
+    max_wall_clock: timedelta | None = None
+
+
+def failure(code: str, message: str, category: str = "UserError", **details: str) -> dict[str, Any]:
+    """A `failureInfo`."""
+    found: dict[str, Any] = {"category": category, "code": code, "message": message}
+    if details:
+        found["details"] = [{"name": name, "value": value} for name, value in details.items()]
+    return found
+
+
+class Execution:
+    """Runs a command to its end and writes into `progress` how it went."""
+
+    def __init__(
+        self, processes: Processes, command: Command, progress: Progress, on_try: Callable[[], None] | None = None
+    ) -> None:
+        self._processes = processes
+        self._command = command
+        self._progress = progress
+        self._on_try = on_try
+        self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._identity = nodes.identity(command.environment)
+
+    def stop(self, reason: str) -> None:
+        """End it soon: `run` raises `Stopped` once the process tree is gone. The first reason counts."""
+        if not self._stop.done():
+            self._stop.set_result(reason)
+
+    @property
+    def stopped(self) -> asyncio.Future[str]:
+        """Done, with the reason, once `stop` was called."""
+        return self._stop
+
+    async def run(self) -> None:
+        """Run until the command succeeds, is out of tries, or is stopped.
+
+        Raises
+        ------
+        Stopped
+            After `stop`; `progress` then has a start but no end, which is the caller's to write.
+        """
+        progress, command = self._progress, self._command
+        limit = command.max_wall_clock.total_seconds() if command.max_wall_clock else None
+        deadline = asyncio.get_running_loop().time() + limit if limit is not None else None
+        while True:
+            progress.begin()
+            if self._on_try:
+                self._on_try()
+            code, problem = await self._try(deadline)
+            if code in (None, 0) or problem is not None or progress.retry_count >= command.max_retries >= 0:
+                break
+            progress.retry_count += 1
+            progress.last_retry = times.now()
+        if problem is None and code != 0:
+            problem = failure(
+                "FailureExitCode",
+                "The task exited with an exit code representing a failure",
+                Message="The task exited with an exit code representing a failure",
+                AdditionalErrorCode="FailureExitCode",
+            )
+        progress.finish(code, problem)
+
+    async def _try(self, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
+        try:
+            await self._make_ready(deadline)
+        except resourcefiles.DownloadFailed as exc:
+            return None, exc.failure
+        except asyncio.TimeoutError:
+            return None, self._overrun()
+        except OSError as exc:
+            text = f"The directory cannot be made: {exc}."
+            return None, failure("ResourceDirectoryCreateFailed", text, "ServerError")
+        command = self._command
+        launch = Launch(
+            command_line=command.command_line,
+            environment=command.environment,
+            directory=command.directory / "wd",
+            stdout=command.directory / "stdout.txt",
+            stderr=command.directory / "stderr.txt",
+            cpus=command.cpus,
+        )
+        try:
+            process = await self._processes.start(launch)
+        except ProgramNotFound as exc:
+            return None, failure(
+                "CommandProgramNotFound", "The specified command program is not found", Message=str(exc)
+            )
+        except LaunchFailed as exc:
+            return None, failure("CommandLaunchFailed", "Failed to launch the specified command line", Message=str(exc))
+        return await self._watch(process, deadline)
+
+    async def _make_ready(self, deadline: float | None) -> None:
+        directory = self._command.directory
+        (directory / "wd").mkdir(parents=True, exist_ok=True)
+        if self._stop.done():
+            raise Stopped(self._stop.result())
+        if not self._command.resource_files:
+            return None
+        halt = threading.Event()
+        loop = asyncio.get_running_loop()
+        download = loop.run_in_executor(
+            None, resourcefiles.download_all, self._command.resource_files, directory / "wd", halt
+        )
+        waiting: set[asyncio.Future[Any]] = {download, self._stop}
+        try:
+            timeout = max(0.0, deadline - loop.time()) if deadline is not None else None
+            done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            halt.set()
+        if download in done:
+            return download.result()
+        # the thread ends at its next piece; nobody waits for what it says
+        download.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
+        if self._stop.done():
+            raise Stopped(self._stop.result())
+        raise asyncio.TimeoutError
+
+    async def _watch(self, process: Process, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
+        loop = asyncio.get_running_loop()
+        ended = loop.create_task(process.wait())
+        waiting: set[asyncio.Future[Any]] = {ended, self._stop}
+        timeout = max(0.0, deadline - loop.time()) if deadline is not None else None
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            self._sweep_later()
+            return ended.result(), None
+        await self._processes.kill_tree(process, self._identity)
+        await ended
+        if self._stop.done():
+            raise Stopped(self._stop.result())
+        return KILLED, self._overrun()
+
+    def _sweep_later(self) -> None:
+        """Kill what a task left outside its group, without making its slot wait for it.
+
+        A start task may leave services behind (it is the one place for them), if they leave its session.
+        """
+        if "AZ_BATCH_TASK_ID" in self._identity:
+            sweep = asyncio.get_running_loop().create_task(self._processes.sweep(self._identity))
+            _background.add(sweep)
+            sweep.add_done_callback(_background.discard)
+
+    @staticmethod
+    def _overrun() -> dict[str, Any]:
+        return failure("TaskEnded", "The task was ended because it exceeded its maximum wall clock time.")
+
+
+#: The loop keeps weak references to tasks only.
+_background: set[asyncio.Task[None]] = set()

@@ -1,0 +1,231 @@
+"""What the account holds: pools with their nodes, jobs with their tasks, as plain objects.
+
+Everything here is touched by the event loop's thread only, so nothing is locked. Changes of state go through
+`Resource.move`, which keeps the previous state and the times as the service does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import times
+
+if TYPE_CHECKING:
+    from .execution import Execution
+
+_sequence = itertools.count(1)
+
+
+def new_etag() -> str:
+    """Opaque, never repeated, in the looks of the service's own."""
+    return f"0x8{time.time_ns() // 100:X}{next(_sequence):X}"
+
+
+@dataclass(eq=False, kw_only=True)
+class Resource:
+    """What pools, nodes, jobs and tasks have in common."""
+
+    id: str
+    state: str
+    created: datetime = field(default_factory=times.now)
+    modified: datetime = field(default_factory=times.now)
+    etag: str = field(default_factory=new_etag)
+    state_since: datetime = field(default_factory=times.now)
+    previous_state: str | None = None
+    previous_since: datetime | None = None
+    #: Orders resources by creation; pages of lists continue by it.
+    sequence: int = field(default_factory=lambda: next(_sequence))
+
+    def move(self, state: str) -> None:
+        """Enter a state (nothing happens when it is in it already)."""
+        if state == self.state:
+            return
+        self.previous_state, self.previous_since = self.state, self.state_since
+        self.state, self.state_since = state, times.now()
+
+    def touch(self) -> None:
+        """Note a change of the resource's own data."""
+        self.modified, self.etag = times.now(), new_etag()
+
+
+@dataclass(eq=False)
+class Progress:
+    """The `executionInfo` of anything that runs: tasks, start tasks, preparation and release tasks."""
+
+    state: str = "running"
+    start: datetime | None = None
+    end: datetime | None = None
+    exit_code: int | None = None
+    failure: dict[str, Any] | None = None
+    result: str | None = None
+    retry_count: int = 0
+    last_retry: datetime | None = None
+    requeue_count: int = 0
+    last_requeue: datetime | None = None
+
+    def begin(self) -> None:
+        self.state, self.start = "running", times.now()
+        self.end = self.exit_code = self.failure = self.result = None
+
+    def finish(self, exit_code: int | None, failure: dict[str, Any] | None) -> None:
+        self.state, self.end = "completed", times.now()
+        self.exit_code, self.failure = exit_code, failure
+        self.result = "failure" if failure else "success"
+
+
+@dataclass(eq=False)
+class Preparation:
+    """A job on a node: its preparation task there, and its release task."""
+
+    job: Job
+    node: Node
+    progress: Progress = field(default_factory=Progress)
+    release: Progress | None = None
+    #: Set when the preparation task has ended (or has been given up).
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    running: Execution | None = None
+    #: The node takes no tasks of the job (until it is reimaged).
+    barred: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Pool(Resource):
+    spec: dict[str, Any]
+    cores: int
+    slots: int
+    target_dedicated: int
+    target_spot: int
+    resize_timeout: timedelta = timedelta(minutes=15)
+    allocation_state: str = "steady"
+    allocation_since: datetime = field(default_factory=times.now)
+    resize_errors: list[dict[str, Any]] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    #: The coroutine that brings the number of nodes to the target.
+    resizing: asyncio.Task[None] | None = None
+    stop_resize: bool = False
+
+    def allocate(self, state: str) -> None:
+        if state != self.allocation_state:
+            self.allocation_state, self.allocation_since = state, times.now()
+
+    @property
+    def fill_type(self) -> str:
+        return str(self.spec.get("taskSchedulingPolicy", {}).get("nodeFillType", "spread"))
+
+    def live_nodes(self) -> Iterable[Node]:
+        return (node for node in self.nodes.values() if node.state != "leavingpool")
+
+
+@dataclass(eq=False, kw_only=True)
+class Node(Resource):
+    pool: Pool
+    dedicated: bool
+    root: Path
+    #: The CPU ids that processes of the node may use.
+    cpus: frozenset[int]
+    ip_address: str
+    boot_time: datetime = field(default_factory=times.now)
+    scheduling_enabled: bool = True
+    start_task: Progress | None = None
+    slots_used: int = 0
+    #: The tasks that hold slots of the node.
+    assigned: dict[Task, None] = field(default_factory=dict)
+    total_run: int = 0
+    total_succeeded: int = 0
+    recent: deque[Task] = field(default_factory=lambda: deque(maxlen=10))
+    preparations: dict[Job, Preparation] = field(default_factory=dict)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    #: The coroutine that boots the node, and the start task that it runs.
+    booting: asyncio.Task[None] | None = None
+    running_start_task: Execution | None = None
+
+    @property
+    def free_slots(self) -> int:
+        return self.pool.slots - self.slots_used
+
+    @property
+    def accepts_tasks(self) -> bool:
+        return self.scheduling_enabled and self.state in ("idle", "running")
+
+
+@dataclass(eq=False, kw_only=True)
+class Job(Resource):
+    spec: dict[str, Any]
+    tasks: dict[str, Task] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    terminate_reason: str | None = None
+    #: Active tasks by the slots they need: heaps of (sequence, ticket, task), cleaned lazily.
+    queues: dict[int, list[tuple[int, int, Task]]] = field(default_factory=dict)
+    #: Tasks whose dependencies are not met.
+    blocked: dict[Task, None] = field(default_factory=dict)
+    preparations: dict[str, Preparation] = field(default_factory=dict)
+    #: Tasks that hold slots (preparing or running).
+    busy: int = 0
+    deadline: asyncio.TimerHandle | None = None
+    ending: asyncio.Task[None] | None = None
+    #: Counts by state, kept up to date so that taskcounts costs nothing: (tasks, slots).
+    counts: dict[str, list[int]] = field(
+        default_factory=lambda: {
+            name: [0, 0] for name in ("active", "preparing", "running", "completed", "succeeded", "failed")
+        }
+    )
+
+    @property
+    def pool_id(self) -> str:
+        return str(self.spec["poolInfo"]["poolId"])
+
+    @property
+    def priority(self) -> int:
+        return int(self.spec.get("priority", 0))
+
+    @property
+    def max_parallel(self) -> int:
+        return int(self.spec.get("maxParallelTasks", -1))
+
+    def count(self, task: Task, sign: int) -> None:
+        """Take a task into the counts (+1), or out of them (-1)."""
+        names = [task.state]
+        if task.state == "completed":
+            names.append("succeeded" if task.progress.result == "success" else "failed")
+        for name in names:
+            self.counts[name][0] += sign
+            self.counts[name][1] += sign * task.slots
+
+
+@dataclass(eq=False, kw_only=True)
+class Task(Resource):
+    job: Job
+    spec: dict[str, Any]
+    slots: int = 1
+    progress: Progress = field(default_factory=Progress)
+    node: Node | None = None
+    #: The folder of the task on its node.
+    directory: Path | None = None
+    execution: Execution | None = None
+    #: The coroutine that takes the task through its run on a node.
+    driver: asyncio.Task[None] | None = None
+    #: Which entry of the job's queue is this task's (0: none).
+    ticket: int = 0
+    deleted: bool = False
+
+    def move(self, state: str) -> None:
+        self.job.count(self, -1)
+        super().move(state)
+        self.job.count(self, +1)
+
+
+@dataclass
+class Account:
+    """All of it. Ids are compared without case (and kept as given)."""
+
+    name: str
+    pools: dict[str, Pool] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
