@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,21 @@ from .registry import resolve_cluster, session_for
 from .session import Session
 
 logger = logging.getLogger(__name__)
+
+_asking = threading.local()
+
+
+def _active_cluster() -> Cluster | None:
+    """Return the cluster of the surrounding ``parallel_config("azure", cluster=…)``, if there is one."""
+    # Where "azure" is joblib's default backend, joblib makes one to answer with, and that one must not ask again.
+    if getattr(_asking, "asked", False):
+        return None
+    _asking.asked = True
+    try:
+        active = get_active_backend()[0]
+    finally:
+        _asking.asked = False
+    return active.cluster if isinstance(active, AzureBackend) else None
 
 
 class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
@@ -75,8 +91,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         if cluster is None:
             # Parallel(backend="azure") inside parallel_config("azure", cluster=…) means that cluster.
-            active = get_active_backend()[0]
-            cluster = active.cluster if isinstance(active, AzureBackend) else None
+            cluster = _active_cluster()
         self.cluster: Cluster = resolve_cluster(cluster)
         self.parallel: Any = None
         self._is_template = True

@@ -58,8 +58,8 @@ class Outcome:
         """Return the results, or raise what the call raised with the remote traceback as its cause."""
         if "died" in self.head:
             raise WorkerDiedError(
-                f"a call killed the process that ran it: {self.head['died']}. Calls that were running beside it "
-                "were run again; look at the task's stderr for a crash, and at the memory that the call needs",
+                f"a call killed its worker: {self.head['died']}. Look at the task's stderr for a crash, and at the "
+                "memory that the call needs",
                 job=self.job,
                 task=self.task,
             )

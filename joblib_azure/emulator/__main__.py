@@ -1,7 +1,8 @@
 """``python -m joblib_azure.emulator``: serves one account on loopback until it is told to stop.
 
 The account's key comes in the environment variable ``BATCH_EMULATOR_ACCOUNT_KEY``. One line of JSON on stdout says
-where it listens; logs go to stderr.
+where it listens; logs go to stderr. The end of stdin is a sign to stop (so ``</dev/null`` stops it at once): whoever
+holds the pipe and dies takes the emulator along.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import nodes, resourcefiles, times
-from .processes import Launch, LaunchFailed, Process, Processes, ProgramNotFound
+from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Process, Processes, ProgramNotFound
 from .state import Progress
 
 #: What the service reports when it ended a task itself: the operating system's code for SIGKILL.
@@ -114,9 +115,12 @@ class Execution:
             text = f"The directory cannot be made: {exc}."
             return None, failure("ResourceDirectoryCreateFailed", text, "ServerError")
         command = self._command
+        # each try has its own, or the sweep after one would kill the next
+        launch_id = uuid.uuid4().hex
+        identity = {**self._identity, LAUNCH_ID_VARIABLE: launch_id}
         launch = Launch(
             command_line=command.command_line,
-            environment=command.environment,
+            environment={**command.environment, LAUNCH_ID_VARIABLE: launch_id},
             directory=command.directory / "wd",
             stdout=command.directory / "stdout.txt",
             stderr=command.directory / "stderr.txt",
@@ -130,7 +134,7 @@ class Execution:
             )
         except LaunchFailed as exc:
             return None, failure("CommandLaunchFailed", "Failed to launch the specified command line", Message=str(exc))
-        return await self._watch(process, deadline)
+        return await self._watch(process, identity, deadline)
 
     async def _make_ready(self, deadline: float | None) -> None:
         directory = self._command.directory
@@ -158,28 +162,30 @@ class Execution:
             raise Stopped(self._stop.result())
         raise asyncio.TimeoutError
 
-    async def _watch(self, process: Process, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
+    async def _watch(
+        self, process: Process, identity: dict[str, str], deadline: float | None
+    ) -> tuple[int | None, dict[str, Any] | None]:
         loop = asyncio.get_running_loop()
         ended = loop.create_task(process.wait())
         waiting: set[asyncio.Future[Any]] = {ended, self._stop}
         timeout = max(0.0, deadline - loop.time()) if deadline is not None else None
         await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
-            self._sweep_later()
+            self._sweep_later(identity)
             return ended.result(), None
-        await self._processes.kill_tree(process, self._identity)
+        await self._processes.kill_tree(process, identity)
         await ended
         if self._stop.done():
             raise Stopped(self._stop.result())
         return KILLED, self._overrun()
 
-    def _sweep_later(self) -> None:
+    def _sweep_later(self, identity: dict[str, str]) -> None:
         """Kill what a task left outside its group, without making its slot wait for it.
 
         A start task may leave services behind (it is the one place for them), if they leave its session.
         """
-        if "AZ_BATCH_TASK_ID" in self._identity:
-            sweep = asyncio.get_running_loop().create_task(self._processes.sweep(self._identity))
+        if "AZ_BATCH_TASK_ID" in identity:
+            sweep = asyncio.get_running_loop().create_task(self._processes.sweep(identity))
             _background.add(sweep)
             sweep.add_done_callback(_background.discard)
 

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from . import errors, times
-from .runner import DELETE, REQUEUE, TERMINATE
+from .runner import DELETE, REQUEUE, TERMINATE, ended_by_request
 from .state import Job, Task
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class Jobs:
         job.touch()
         if job.deadline is not None:
             job.deadline.cancel()
-        earlier, job.ending = job.ending, self._engine.spawn(self._delete(job, job.ending))
-        del earlier
+        job.ending = self._engine.spawn(self._delete(job, job.ending))
 
     async def _delete(self, job: Job, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None and not earlier.done():
@@ -168,8 +167,6 @@ class Jobs:
         if task.execution is not None:
             await self._engine.runner.stop([task], TERMINATE)
             return
-        from .runner import ended_by_request
-
         task.ticket = 0
         task.job.blocked.pop(task, None)
         task.progress.finish(None, ended_by_request())

@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .processes import LAUNCH_ID_VARIABLE, RUN_ID_VARIABLE
+from .processes import RUN_ID_VARIABLE
 from .state import Job, Node, Pool
 
 #: What a task sees of the machine that the emulator runs on; all else of its environment stays outside.
@@ -109,7 +108,6 @@ def environment(
             "AZ_BATCH_TASK_DIR": str(directory),
             "AZ_BATCH_TASK_WORKING_DIR": str(directory / "wd"),
             RUN_ID_VARIABLE: run_id,
-            LAUNCH_ID_VARIABLE: uuid.uuid4().hex,
         }
     )
     if job is not None and task_id is not None:
@@ -124,7 +122,7 @@ def environment(
 
 def identity(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables by which a task's processes are known wherever they went."""
-    names = ("AZ_BATCH_NODE_ID", "AZ_BATCH_JOB_ID", "AZ_BATCH_TASK_ID", LAUNCH_ID_VARIABLE)
+    names = ("AZ_BATCH_NODE_ID", "AZ_BATCH_JOB_ID", "AZ_BATCH_TASK_ID")
     return {name: environment[name] for name in names if name in environment}
 
 

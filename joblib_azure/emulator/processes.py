@@ -259,13 +259,16 @@ def _environment(pid: int) -> bytes:
 
 
 def carriers(run_id: str, identities: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of the processes that carry the run id and all variables of one of `identities`; never this one's."""
-    own = os.getpid()
+    """Ids of the processes that carry the run id and all variables of one of `identities`.
+
+    This process and those above it are left out: who started the emulator may carry the run id too.
+    """
+    spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     marks = [[f"{name}={value}".encode() for name, value in identity.items()] for identity in identities]
     run_mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
     found = []
     for pid, environment in _environments():
-        if pid == own or run_mark not in environment:
+        if pid in spared or run_mark not in environment:
             continue
         variables = set(environment.split(b"\0"))
         if run_mark in variables and any(all(mark in variables for mark in each) for each in marks):

@@ -6,9 +6,11 @@ same SDKs as to Azure, and does not know the difference.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from pydantic import SecretStr
@@ -18,10 +20,16 @@ from ..config import AccountConfig, ClusterConfig
 from ..errors import LocalClusterError
 from .host import LocalHost
 
+logger = logging.getLogger(__name__)
+
 #: Seconds that the emulator and Azurite may take to start, Azurite's installation not counted.
 _START_SECONDS = 60.0
 #: Seconds that the first emulated node may take; it has no machine to boot.
 _NODE_SECONDS = 60.0
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 def machine_cores() -> int:
@@ -42,6 +50,9 @@ class LocalCluster(Cluster):
         the machine has enough of them.
     max_tasks_per_node : int, default 1
         Task slots of a node, 1 to 4 for each core.
+    notify : callable, optional
+        Called with a line for the user before something takes long, that is an installation of Azurite; by
+        default the line is logged as a warning, which Python shows where nobody has configured logging.
 
     Raises
     ------
@@ -61,7 +72,14 @@ class LocalCluster(Cluster):
     [0, 1, 2]
     """
 
-    def __init__(self, nodes: int = 2, cores_per_node: int | None = None, max_tasks_per_node: int = 1) -> None:
+    def __init__(
+        self,
+        nodes: int = 2,
+        cores_per_node: int | None = None,
+        max_tasks_per_node: int = 1,
+        *,
+        notify: Callable[[str], None] = logger.warning,
+    ) -> None:
         machine = machine_cores()
         cores = max(1, machine // max(1, nodes)) if cores_per_node is None else cores_per_node
         config = ClusterConfig.read(
@@ -86,6 +104,7 @@ class LocalCluster(Cluster):
         self.config = config
         self._account = self._batch = self._blobs = None
         self._host: LocalHost | None = None
+        self._notify = notify
         self._lock = threading.Lock()
 
     @property
@@ -137,7 +156,7 @@ class LocalCluster(Cluster):
             if self._host is not None and not self._host.alive():
                 self._stop()
             if self._host is None:
-                host = LocalHost()
+                host = LocalHost(notify=self._notify)
                 host.start(_START_SECONDS)
                 self._host = host
                 self._account = AccountConfig(

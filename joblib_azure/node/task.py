@@ -187,7 +187,7 @@ class Task:
             if width == 1:
                 # One chunk at a time leaves no doubt which one did it.
                 for chunk in running:
-                    self._sender.put(Outcome(chunk, {"died": problem}, b""))
+                    self._sender.put(Outcome(chunk, {"died": f"{problem}, on {self._where}"}, b""))
                     self._done.add(chunk)
             else:
                 suspects = running

@@ -1,0 +1,32 @@
+"""The group of commands. Each imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="joblib-azure")
+def main() -> None:
+    """Run joblib and scikit-learn code on Azure Batch."""
+
+
+@main.command()
+@click.option("--nodes", default=2, show_default=True, type=click.IntRange(1), help="Nodes of the local cluster.")
+@click.option("--cores-per-node", default=None, type=click.IntRange(1), help="By default the machine's, divided.")
+@click.option(
+    "--max-tasks-per-node", default=1, show_default=True, type=click.IntRange(1), help="Task slots of a node."
+)
+def demo(nodes: int, cores_per_node: int | None, max_tasks_per_node: int) -> None:
+    """A grid search with loky, then on the local cluster: the same results?"""
+    from ..errors import JoblibAzureError
+    from .demo import run_demo
+
+    try:
+        same = run_demo(nodes, cores_per_node, max_tasks_per_node)
+    except JoblibAzureError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if not same:
+        raise click.ClickException("the results differ; please report this with the versions above")
