@@ -14,8 +14,9 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-#: Parts of the package that no node needs.
-_CLIENT_ONLY = ("cli", "emulator", "local")
+#: Parts of the package that no node needs. The rest goes along whole: a module of the user's that begins with
+#: ``from joblib_azure import LocalCluster`` is imported on the nodes too.
+_CLIENT_ONLY = ("cli", "emulator")
 _ARCHIVE = "joblib_azure_node.zip"
 _FOLDER = "joblib_azure_node"
 _MAIN = """\

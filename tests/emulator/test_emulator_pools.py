@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -255,7 +256,7 @@ def test_processes_run_on_the_node_s_cpus(lab: Lab) -> None:
     machine = os.sched_getaffinity(0)
     pool = lab.pool(nodes=len(machine))
     job = lab.job(pool)
-    command = 'python3 -c "import os, time; print(*sorted(os.sched_getaffinity(0))); time.sleep(0.3)"'
+    command = f'{sys.executable} -c "import os, time; print(*sorted(os.sched_getaffinity(0))); time.sleep(0.3)"'
     tasks = [lab.task(job, command) for _ in machine]
     for task in tasks:
         lab.done(job, task)

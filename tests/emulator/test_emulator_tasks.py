@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ ESCAPING = (
 
 
 def test_terminating_kills_the_whole_tree(lab: Lab, job: str) -> None:
-    task = lab.task(job, f'python3 -c "{ESCAPING.format(60)}"')
+    task = lab.task(job, f'{sys.executable} -c "{ESCAPING.format(60)}"')
     until(lambda: len(alive_with("AZ_BATCH_TASK_ID", task)) >= 5, say="the whole tree")
     lab.client.terminate_task(job, task)
     found = lab.client.get_task(job, task)
@@ -106,7 +107,7 @@ def test_terminating_kills_the_whole_tree(lab: Lab, job: str) -> None:
 
 
 def test_what_a_task_leaves_behind_dies_with_it(lab: Lab, job: str) -> None:
-    task = lab.run(job, f'python3 -c "{ESCAPING.format(0.3)}"')
+    task = lab.run(job, f'{sys.executable} -c "{ESCAPING.format(0.3)}"')
     until(lambda: not alive_with("AZ_BATCH_TASK_ID", task.id), 2)
 
 
@@ -155,7 +156,7 @@ def test_environment_is_clean(lab: Lab, pool: str, monkeypatch: pytest.MonkeyPat
     )
     task = lab.run(
         job,
-        'python3 -c "import os; print(chr(10).join(k + chr(61) + v for k, v in os.environ.items()))"',
+        "env",
         environment_settings=[models.EnvironmentSetting(name="BOTH", value="task")],
     )
     found = dict(line.split("=", 1) for line in lab.text(job, task.id).splitlines())
