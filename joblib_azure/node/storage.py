@@ -43,7 +43,13 @@ class TaskStorage:
     def __init__(self, inputs: str, outputs: str, task: str) -> None:
         from azure.storage.blob import ContainerClient
 
-        options: dict[str, Any] = {"connection_timeout": 10, "read_timeout": _TIMEOUT, "retry_total": 5}
+        options: dict[str, Any] = {
+            "connection_timeout": 10,
+            "read_timeout": _TIMEOUT,
+            "retry_total": 5,
+            "initial_backoff": 0.5,  # the SDK's own policy begins with 15 s
+            "increment_base": 2,
+        }
         self._inputs: ContainerClient = ContainerClient.from_container_url(inputs, **options)
         self._outputs: ContainerClient = ContainerClient.from_container_url(outputs, **options)
         self._options = options

@@ -12,6 +12,8 @@ from ..errors import ConfigurationError
 from .faults import CLIENT_OPTIONS, translates
 from .interfaces import BlobItem
 
+#: azure-storage-blob has a retry policy of its own, which begins with 15 s.
+_RETRIES = {"initial_backoff": 0.5, "increment_base": 2, "random_jitter_range": 0}
 #: Blocks in parallel for a large blob; Azurite and one client on loopback gain nothing from more.
 _STREAMS = 4
 #: A SAS begins this long ago: the clocks of the client, the nodes and the service differ.
@@ -35,7 +37,7 @@ class AzureBlobs:
     def __init__(self, connection_string: str) -> None:
         try:
             client = BlobServiceClient.from_connection_string(
-                connection_string, max_single_put_size=8 << 20, max_block_size=8 << 20, **CLIENT_OPTIONS
+                connection_string, max_single_put_size=8 << 20, max_block_size=8 << 20, **CLIENT_OPTIONS, **_RETRIES
             )
             self._key: str = client.credential.account_key
         except (ValueError, AttributeError) as exc:
