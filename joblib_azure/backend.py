@@ -19,13 +19,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle
 from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend, get_active_backend
 
 from .call import Call, CallSettings, ChunkFuture
 from .cluster import Cluster
+from .codec import PROTOCOL
 from .config import ClusterConfig
 from .dispatch import Pump, describe_function
 from .errors import SessionClosedError
+from .node.limits import THREAD_VARIABLES
 from .node.nested import NestedBackend
 from .registry import resolve_cluster, session_for
 from .session import Session
@@ -60,6 +63,8 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         Set by joblib.
     inner_max_num_threads : int, optional
         Threads that BLAS and OpenMP may use in a worker; by default the cores that its call has.
+    initializer, initargs : callable and tuple, optional
+        Called once in every worker, before its first call.
 
     Raises
     ------
@@ -87,12 +92,15 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         cluster: str | os.PathLike[str] | ClusterConfig | Cluster | None = None,
         nesting_level: int | None = None,
         inner_max_num_threads: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         if cluster is None:
             # Parallel(backend="azure") inside parallel_config("azure", cluster=…) means that cluster.
             cluster = _active_cluster()
         self.cluster: Cluster = resolve_cluster(cluster)
+        self.initializer, self.initargs = initializer, initargs
         self.parallel: Any = None
         self._is_template = True
         self._settings: CallSettings | None = None
@@ -140,6 +148,8 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         require: str | None = None,
         max_nbytes: int | None = None,
         mmap_mode: str | None = "r",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
         **ignored: Any,
     ) -> int:
         """Give `parallel` a backend of its own; nothing is created yet."""
@@ -147,16 +157,22 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         if workers == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         if self._is_template:
-            child = AzureBackend(self.cluster, self.nesting_level, self.inner_max_num_threads)
+            child = AzureBackend(
+                self.cluster, self.nesting_level, self.inner_max_num_threads, self.initializer, self.initargs
+            )
             child._is_template = False
             raise FallbackToBackend(child)
         self.parallel = parallel
+        if initializer is None:
+            initializer, initargs = self.initializer, self.initargs
         self._settings = CallSettings(
             n_jobs=workers,
             max_nbytes=max_nbytes,
             mmap_mode=mmap_mode,
             inner_max_num_threads=self.inner_max_num_threads,
             path=(),
+            environment={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+            initializer=None if initializer is None else cloudpickle.dumps((initializer, initargs), PROTOCOL),
         )
         return workers
 
@@ -223,7 +239,8 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         """Return how many calls a chunk should have, from what the workers measured."""
         if self._session is None or self._call is None:
             return 1
-        return self._session.chunk_size(self._call)
+        # A default pre_dispatch is the pump's, which queues plenty; any other is joblib's, which lets few calls out.
+        return self._session.chunk_size(self._call, drip=self._pump is None)
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Nothing: `duration` includes the queue. What the workers measured arrives with the outcomes."""

@@ -10,8 +10,8 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .codec import CallEncoder, decode_outcome
@@ -36,6 +36,10 @@ class CallSettings:
         Threads of BLAS and OpenMP in a worker.
     path : tuple of str
         Further entries of ``sys.path`` on the node.
+    environment : mapping
+        Variables for the calls: the limits of threads that the user set here.
+    initializer : bytes or None
+        Pickle of a function and its arguments, called once in every worker before its first call.
     """
 
     n_jobs: int
@@ -43,6 +47,8 @@ class CallSettings:
     mmap_mode: str | None
     inner_max_num_threads: int | None
     path: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    initializer: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,7 @@ class _Call:
         self.queue: deque[int] = deque()
         self.alone: deque[int] = deque()  # suspects of a death: ahead of the queue, a bundle each
         self.queued = 0  # calls in both
+        self.largest = 0  # calls of the largest chunk so far
         self.exhausted = False
         self.slots = self.width = self.calls = 0  # of the bundles under way
         self.streamed = 0  # calls measured in them so far
@@ -199,6 +200,7 @@ class Planner:
         state.size[chunk] = calls
         state.queue.append(chunk)
         state.queued += calls
+        state.largest = max(state.largest, calls)
         state.left = 0
         state.window = (state.window[0] if state.window else now), now
 
@@ -292,9 +294,17 @@ class Planner:
         more = min(goal - state.outstanding, MAX_BACKLOG - state.queued)
         return max(0, more, 2 * workers - state.outstanding)
 
-    def chunk_size(self, call: str) -> int:
-        """Return how many calls the next chunk should have: joblib's ``compute_batch_size``."""
+    def chunk_size(self, call: str, *, drip: bool = False) -> int:
+        """Return how many calls the next chunk should have: joblib's ``compute_batch_size``.
+
+        With `drip` a chunk comes only when another has ended, so that it is all that its bundle will have:
+        it doubles until it is as long as a bundle should be.
+        """
         state = self._open(call)
+        if drip:
+            _, done, spent = state.observations
+            mean = max(1e-6, spent / done) if done else state.mean
+            return 1 if mean is None else max(1, min(round(TARGET * self.task_cost / mean), 2 * state.largest))
         if state.mean is None:
             return 1
         tail = state.outstanding // (2 * self._workers(state))  # grows e-fold within as many chunks

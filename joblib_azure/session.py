@@ -215,10 +215,10 @@ class Session:
         with self.changed:
             return self.planner.wanted(call.id) if self._planned(call) and call.failure is None else 0
 
-    def chunk_size(self, call: Call) -> int:
-        """Return how many delayed calls the next chunk should have."""
+    def chunk_size(self, call: Call, *, drip: bool) -> int:
+        """Return how many delayed calls the next chunk should have; `drip` as in `Planner.chunk_size`."""
         with self.changed:
-            return self.planner.chunk_size(call.id) if self._planned(call) else 1
+            return self.planner.chunk_size(call.id, drip=drip) if self._planned(call) else 1
 
     def _planned(self, call: Call) -> bool:
         return call.id in self.calls and bool(call.function)
@@ -328,6 +328,7 @@ class Session:
             "call": entry.call.id,
             "mmap_mode": settings.mmap_mode,
             "path": list(settings.path),
+            "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
             "urls": {digest: blobs.blob_url(BUFFERS, digest, life) for digest in sorted(needed)},
         }
         data, buffers = write_bundle(self.key, f"{self.job}/{entry.task}", manifest, encoded, entry.call.encoder)
@@ -353,9 +354,11 @@ class Session:
         self._stored.difference_update(digests)
 
     def _task_spec(self, entry: UnderWay) -> TaskSpec:
-        bundle, threads = entry.bundle, entry.call.settings.inner_max_num_threads
+        bundle, settings = entry.bundle, entry.call.settings
+        threads = settings.inner_max_num_threads
         workers = self.capacity.workers_per_slot if bundle.slots == 1 else self.capacity.cores_per_node
         variables = {
+            **settings.environment,
             "JOBLIB_AZURE_WORKERS": str(workers),
             "JOBLIB_AZURE_WIDTH": str(bundle.width),
         }

@@ -6,6 +6,7 @@ exception too: raised through the inner Parallel it would shut that Parallel's p
 
 from __future__ import annotations
 
+import base64
 import functools
 import mmap
 import os
@@ -20,8 +21,9 @@ from joblib.parallel import BatchedCalls, register_parallel_backend
 
 from ..codec import PROTOCOL, unpack
 from ..errors import CallExitedError, ResultPicklingError
+from . import arrays
 from .journal import JournalWriter
-from .limits import chunk_cores
+from .limits import library_threads
 from .nested import NestedBackend, close_nested_pool
 
 # backend="azure" named inside a call means the cores that the call has.
@@ -57,6 +59,7 @@ class Setting(NamedTuple):
     where: str  #: "node …, task …", for tracebacks
     path: tuple[str, ...]  #: further entries of sys.path
     threads: int | None  #: inner_max_num_threads
+    initializer: str | None  #: base64 of the pickle of a function and its arguments
 
 
 @functools.lru_cache(maxsize=4)
@@ -72,17 +75,12 @@ def _journal(folder: str, pid: int) -> JournalWriter:
 
 def _map(cache: str, digest: str, mode: str | None) -> Any:
     path = Path(cache) / digest[:2] / digest
-    if mode is None:
-        return bytearray(path.read_bytes())
-    # Modes that would write into the file copy on write instead: the cached content is named by its hash.
-    access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=access)
+    return bytearray(path.read_bytes()) if mode is None else arrays.Mapping.open(path, mode)
 
 
 def _load(setting: Setting, span: Span) -> Any:
     data = memoryview(_bundle(setting.bundle))[span.offset : span.offset + span.size]
-    return unpack(data, [_map(setting.cache, digest, setting.mmap_mode) for digest in span.buffers])
+    return arrays.load(data, [_map(setting.cache, digest, setting.mmap_mode) for digest in span.buffers])
 
 
 def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
@@ -93,6 +91,7 @@ def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
     started = time.perf_counter()
     calls = 0
     try:
+        _initialize(setting.initializer)
         items, backend, n_jobs = _load(setting, spec.span)
         functions = {number: _load(setting, span) for number, span in spec.functions.items()}
         items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
@@ -117,24 +116,30 @@ def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
 def _prepare_process(setting: Setting) -> None:
     """Give this process what the bundle's calls expect to find: the path and the thread limits."""
     sys.path += [entry for entry in setting.path if entry not in sys.path]
-    threads = setting.threads or chunk_cores()
     # Variables such as OMP_NUM_THREADS were set before this process began; they do not reach a library
     # that was loaded by then, nor one with a limit of its own.
     import threadpoolctl
 
-    threadpoolctl.threadpool_limits(limits=threads)
+    threadpoolctl.threadpool_limits(limits=library_threads(setting.threads))
+
+
+@functools.lru_cache(maxsize=16)
+def _initialize(initializer: str | None) -> None:
+    """Call the Parallel's initializer, the first time that this process runs a chunk of it."""
+    if initializer is not None:
+        function, args = unpack(base64.b64decode(initializer))
+        function(*args)
 
 
 def _pickle_result(result: list[Any]) -> bytes:
     try:
-        data: bytes = cloudpickle.dumps(result, protocol=PROTOCOL)
+        return arrays.dump(result)
     except Exception as exc:
         kinds = ", ".join(sorted({type(value).__name__ for value in result}))
         raise ResultPicklingError(
             f"the call ran, but its result ({kinds}) cannot be pickled to send it back: "
             f"{type(exc).__name__}: {exc}. Return what can be pickled, or write it to storage inside the call"
         ) from exc
-    return data
 
 
 def _pickle_error(exc: BaseException, where: str) -> bytes:

@@ -13,17 +13,10 @@ import os
 WORKERS_VARIABLE = "LOKY_MAX_CPU_COUNT"
 #: Cores that one running chunk has.
 CORES_VARIABLE = "JOBLIB_AZURE_CHUNK_CORES"
+_BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 #: As joblib's ``ParallelBackendBase.MAX_NUM_THREADS_VARS``, which cannot be imported here: the task's own
 #: process does without joblib to start sooner.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", *_BLAS_VARIABLES, "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def runner_variables(workers: int, width: int, threads: int | None) -> dict[str, str]:
@@ -43,6 +36,22 @@ def runner_variables(workers: int, width: int, threads: int | None) -> dict[str,
     # A user who set such a variable for the job keeps it, as with loky at home.
     unset = [name for name in THREAD_VARIABLES if threads is not None or name not in os.environ]
     return {**variables, **dict.fromkeys(unset, str(threads or cores))}
+
+
+def library_threads(threads: int | None) -> dict[str, int]:
+    """Return how many threads a call's libraries may use, as `threadpoolctl.threadpool_limits` takes it.
+
+    Parameters
+    ----------
+    threads : int or None
+        ``inner_max_num_threads``; by default what the variables say, a user's own or those of the runner.
+    """
+
+    def said(*names: str) -> int:
+        counts = [int(text) for name in names if (text := os.environ.get(name, "")).isdecimal()]
+        return threads or max(counts, default=0) or chunk_cores()
+
+    return {"openmp": said("OMP_NUM_THREADS"), "blas": said(*_BLAS_VARIABLES)}
 
 
 def chunk_cores() -> int:

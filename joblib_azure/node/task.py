@@ -209,6 +209,7 @@ class Task:
             "mmap_mode": bundle.manifest["mmap_mode"],
             "where": self._where,
             "path": bundle.manifest["path"],
+            "initializer": bundle.manifest["initializer"],
             "threads": self._settings.threads,
         }
         specs = [

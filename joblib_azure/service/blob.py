@@ -13,7 +13,7 @@ from .faults import CLIENT_OPTIONS, translates
 from .interfaces import BlobItem
 
 #: azure-storage-blob has a retry policy of its own, which begins with 15 s.
-_RETRIES = {"initial_backoff": 0.5, "increment_base": 2, "random_jitter_range": 0}
+_RETRIES: dict[str, Any] = {"initial_backoff": 0.5, "increment_base": 2, "random_jitter_range": 0}
 #: Blocks in parallel for a large blob; Azurite and one client on loopback gain nothing from more.
 _STREAMS = 4
 #: A SAS begins this long ago: the clocks of the client, the nodes and the service differ.
