@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +55,22 @@ class Recorder:
         with self._path.open("a") as file:
             file.write(json.dumps(what) + "\n")
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         self._before = self._submitted
-        self._write(test=nodeid, outcome="hung")
+        self._write(test=_name(nodeid, location), outcome="hung")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
         outcome = "left out" if hasattr(report, "wasxfail") and report.skipped else report.outcome
         chunks = self._submitted - self._before
-        self._write(
-            test=report.nodeid, outcome=outcome, seconds=report.duration, chunks=chunks, said=report.longreprtext
-        )
+        name, said = _name(report.nodeid, report.location), report.longreprtext
+        self._write(test=name, outcome=outcome, seconds=report.duration, chunks=chunks, said=said)
+
+
+def _name(nodeid: str, location: tuple[str, int | None, str]) -> str:
+    """Return a test's name as pytest takes it. The node id of a file out of the child's folder lacks the file."""
+    return f"{Path(location[0]).resolve()}::{nodeid.partition('::')[2]}"
 
 
 def leave_out(items: Sequence[pytest.Item], reasons: Mapping[str, str]) -> None:
@@ -94,7 +99,7 @@ def leave_out(items: Sequence[pytest.Item], reasons: Mapping[str, str]) -> None:
 class Result:
     """What became of one upstream test."""
 
-    test: str
+    test: str  #: as pytest takes it as an argument
     outcome: str  #: passed, failed, skipped, left out, or hung: it had begun when the run ended
     seconds: float = 0.0
     chunks: int = 0  #: sent to the nodes
@@ -151,17 +156,19 @@ def run(folder: Path, plugin: str, *arguments: str, seconds: float, **environmen
     return list(results.values())
 
 
+def failures(results: Sequence[Result]) -> list[Result]:
+    """Return those that failed or hung."""
+    return [result for result in results if result.outcome in ("failed", "hung")]
+
+
 def judge(results: Sequence[Result], *, reaching: int) -> None:
     """Fail with the name of every test that failed, and where fewer than `reaching` passed over the backend."""
-    counts = {outcome: 0 for outcome in ("passed", "skipped", "left out", "failed", "hung")}
-    for result in results:
-        counts[result.outcome] += 1
+    counts = Counter(result.outcome for result in results)
     reached = sum(1 for result in results if result.chunks and result.outcome == "passed")
     seconds = sum(result.seconds for result in results)
-    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), end="")
+    print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())), end="")
     print(f"; {reached} of those that passed ran calls on the nodes; {seconds:.0f} s")
-    failed = [result for result in results if result.outcome in ("failed", "hung")]
-    if failed:
+    if failed := failures(results):
         names = "\n".join(f"  {result.test}" for result in failed)
         details = "\n\n".join(f"{result.test}\n{result.said[-3000:]}" for result in failed)
         pytest.fail(f"{len(failed)} upstream tests failed:\n{names}\n\n{details}", pytrace=False)
