@@ -103,10 +103,9 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
         vars(sys.modules[name])["LokyBackend"] = AzureBackend
     for item in items:
         function = inspect.unwrap(item.function)
-        if name := WHITE_BOX.get(item.originalname):
-            if not hasattr(function, "without"):
-                _without(function, name)
-                function.without = name
+        if (name := WHITE_BOX.get(item.originalname)) and not hasattr(function, "without"):
+            _without(function, name)
+            function.without = name
         if item.originalname == "test_multiple_generator_call_separated_gc":
             # loky's calls share an executor, which the first one's end breaks; ours share nothing, as threads do.
             item.callspec.params["error"] = False
