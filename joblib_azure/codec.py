@@ -17,6 +17,7 @@ Other callables (bound methods, instances) may change between two calls, so they
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import io
@@ -25,6 +26,7 @@ import pickle
 import secrets
 import struct
 import types
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -138,7 +140,31 @@ class Buffer(NamedTuple):
     data: memoryview
 
 
-def pack(obj: Any, threshold: int | None) -> tuple[bytes, list[Buffer]]:
+class Digests:
+    """Remembers the digests of buffers by the identity of the objects that own them, while those live.
+
+    For one Parallel call: an array that changes between two calls of the same Parallel keeps its first content, as
+    with joblib's own memory maps.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[weakref.ref[Any], str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __call__(self, raw: memoryview) -> str:
+        owner, key = raw.obj, (id(raw.obj), raw.nbytes)
+        known = self._known.get(key)
+        if known is not None and known[0]() is owner:
+            return known[1]
+        digest = hashlib.sha256(raw).hexdigest()
+        with contextlib.suppress(TypeError):  # bytes and the like cannot be watched
+            self._known[key] = (weakref.ref(owner, lambda _: self._known.pop(key, None)), digest)
+        return digest
+
+
+def pack(obj: Any, threshold: int | None, digests: Digests | None = None) -> tuple[bytes, list[Buffer]]:
     """Pickle `obj`, with buffers of at least `threshold` bytes out of band.
 
     Parameters
@@ -146,6 +172,8 @@ def pack(obj: Any, threshold: int | None) -> tuple[bytes, list[Buffer]]:
     obj : object
     threshold : int or None
         In bytes; None keeps all buffers in the pickle.
+    digests : Digests, optional
+        The memory of a Parallel call.
 
     Returns
     -------
@@ -154,6 +182,7 @@ def pack(obj: Any, threshold: int | None) -> tuple[bytes, list[Buffer]]:
         In the order in which `unpack` needs them.
     """
     buffers: list[Buffer] = []
+    name = Digests() if digests is None else digests
 
     def outside(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -162,7 +191,7 @@ def pack(obj: Any, threshold: int | None) -> tuple[bytes, list[Buffer]]:
             return True
         if threshold is None or raw.nbytes < threshold:
             return True
-        buffers.append(Buffer(hashlib.sha256(raw).hexdigest(), raw))
+        buffers.append(Buffer(name(raw), raw))
         return False
 
     # Late: a Batch task authenticates bundles with this module and pickles nothing; it starts sooner without.
@@ -196,6 +225,7 @@ class CallEncoder:
         # Strong references beside the ids: an id is only a name while its object lives.
         self._known: dict[int, tuple[int, Any]] = {}
         self._functions: list[tuple[bytes, list[Buffer]]] = []
+        self._digests = Digests()
 
     def chunk(self, batch: Any) -> EncodedChunk:
         """Encode one ``joblib.parallel.BatchedCalls``.
@@ -208,7 +238,7 @@ class CallEncoder:
         try:
             calls = [(self._reference(func), args, kwargs) for func, args, kwargs in batch.items]
             used = sorted({reference for reference, _, _ in calls if isinstance(reference, int)})
-            data, buffers = pack((calls, batch._backend, batch._n_jobs), self.threshold)
+            data, buffers = pack((calls, batch._backend, batch._n_jobs), self.threshold, self._digests)
         except Exception as exc:
             raise TaskPicklingError(
                 f"Could not pickle the task to send to the nodes: {type(exc).__name__}: {exc}. Pass what "
@@ -224,7 +254,7 @@ class CallEncoder:
             if not plain or len(self._functions) >= MAX_NUMBERED_FUNCTIONS:
                 return func
             known = (len(self._functions), func)
-            self._functions.append(pack(func, self.threshold))
+            self._functions.append(pack(func, self.threshold, self._digests))
             self._known[id(func)] = known
         return known[0]
 

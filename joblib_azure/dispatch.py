@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: joblib's own default, the only one that is widened.
-DEFAULT_PRE_DISPATCH = "2 * n_jobs"
+#: joblib's own default and, spelled without blanks, scikit-learn's: the only one that is widened.
+DEFAULT_PRE_DISPATCH = "2*n_jobs"
 #: Seconds that the pump gathers calls before it hands over what it has; a slow generator's calls go one by one.
 _GATHER = 0.005
 #: Calls that are gathered at most for one hand-over: joblib's lock is held while they are sliced.
@@ -87,7 +87,7 @@ class Pump:
     @staticmethod
     def applies_to(parallel: Any) -> bool:
         """Tell whether a Parallel has joblib's default ``pre_dispatch``."""
-        return bool(parallel.pre_dispatch == DEFAULT_PRE_DISPATCH)
+        return str(parallel.pre_dispatch).replace(" ", "") == DEFAULT_PRE_DISPATCH
 
     def take_over(self) -> None:
         """Begin, once the first call was submitted; on the caller's thread, which holds joblib's lock."""

@@ -88,6 +88,7 @@ class Session:
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, float] = {}
         self._stored: set[str] = set()
+        self._storing: dict[str, threading.Lock] = {}
         self._numbers = itertools.count(1)
         self._threads: list[threading.Thread] = []
         self._job_created = False
@@ -108,7 +109,7 @@ class Session:
         try:
             self.cluster.open()
             blobs, config = self.cluster.blobs, self.cluster.config
-            for container in (self.inputs, self.outputs):
+            for container in (self.inputs, self.outputs, BUFFERS):
                 blobs.create_container(container)
             code = environment.node_code()
             blobs.put(self.inputs, code.name, code.data)
@@ -337,17 +338,11 @@ class Session:
         blobs.put(self.inputs, f"bundles/{entry.task}", data)
 
     def _store(self, buffer: Buffer) -> None:
-        if buffer.digest in self._stored:
-            return
-        blobs = self.cluster.blobs
-        try:
-            blobs.put(BUFFERS, buffer.digest, buffer.data, overwrite=False)
-        except ServiceError as exc:
-            if exc.context.get("code") != "ContainerNotFound":
-                raise
-            blobs.create_container(BUFFERS)
-            blobs.put(BUFFERS, buffer.digest, buffer.data, overwrite=False)
-        self._stored.add(buffer.digest)
+        # Bundles are uploaded side by side: the first that needs a buffer stores it, the others wait for that.
+        with self._storing.setdefault(buffer.digest, threading.Lock()):
+            if buffer.digest not in self._stored:
+                self.cluster.blobs.put(BUFFERS, buffer.digest, buffer.data, overwrite=False)
+                self._stored.add(buffer.digest)
 
     def forget_buffers(self, digests: Iterable[str]) -> None:
         """A node did not find these in storage: store them again when they are next needed."""

@@ -99,12 +99,11 @@ def test_generators() -> None:
 
 
 def test_results_come_while_the_rest_runs() -> None:
-    calls = [delayed(interval)(seconds) for seconds in (0.01, 0.01, 3, 3)]
-    begun = time.monotonic()
+    calls = [delayed(interval)(seconds) for seconds in (0.01, 0.01, 5, 5)]
     results = Parallel(return_as="generator")(calls)
     next(results)
-    assert time.monotonic() - begun < 2.5
-    assert len(list(results)) == 3
+    arrived = time.time()
+    assert arrived < max(ended for _, ended in results)
 
 
 def test_a_generator_dropped_early_cancels_its_calls() -> None:
@@ -118,17 +117,19 @@ def test_a_generator_dropped_early_cancels_its_calls() -> None:
 
 
 def test_a_slow_generator_is_not_waited_for() -> None:
+    generated = 0
+
     def slowly() -> Iterator[Any]:
-        for i in range(8):
+        nonlocal generated
+        for i in range(20):
+            generated += 1
             yield delayed(square)(i)
             time.sleep(0.5)
 
-    begun = time.monotonic()
     results = Parallel(return_as="generator")(slowly())
     assert next(results) == 0
-    # All eight calls take 4 s to be generated.
-    assert time.monotonic() - begun < 3
-    assert list(results) == [square(i) for i in range(1, 8)]
+    assert generated < 20
+    assert list(results) == [square(i) for i in range(1, 20)]
 
 
 def test_an_error_of_the_generator_reaches_the_caller() -> None:

@@ -57,7 +57,7 @@ def test_different_results_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert "best_params_" in done.output
 
 
-@pytest.mark.timeout(300)  # two searches and a cluster, beside another worker's tests
+@pytest.mark.timeout(400)  # two searches and a cluster, beside another worker's tests
 def test_the_demo_compares() -> None:
     done = CliRunner().invoke(main, ["demo"])
     assert done.exit_code == 0, done.output

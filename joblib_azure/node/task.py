@@ -18,6 +18,7 @@ import base64
 import concurrent.futures
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -143,7 +144,8 @@ class Task:
         self._runner.close()
         end = {"begun": self._begun, "ready": ready, "ended": time.time()}
         self._sender.close({**end, "node": settings.node, "python": platform.python_version()})
-        (self._folder / "bundle").unlink()
+        # What the calls returned lies here as plain pickles; it is stored by now.
+        shutil.rmtree(self._folder, ignore_errors=True)
         return 0
 
     def _fetch_buffers(self, storage: TaskStorage, bundle: ReadBundle) -> list[str]:

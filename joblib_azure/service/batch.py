@@ -163,7 +163,8 @@ class AzureBatch:
                 required_slots=task.required_slots,
                 user_identity=_USER,
             )
-            for task in tasks
+            # The SDK takes tasks from the end of the list, and the service runs them in the order of their arrival.
+            for task in reversed(tasks)
         ]
         try:
             self._client.create_tasks(job, options, max_concurrency=_ADDERS if len(options) > 100 else None)

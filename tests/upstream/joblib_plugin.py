@@ -23,7 +23,7 @@ from types import FunctionType
 import joblib
 import pytest
 from joblib import parallel, register_parallel_backend
-from upstream import Recorder, leave_out
+from upstream import Recorder, leave_out, skip
 
 from joblib_azure import AzureBackend
 
@@ -32,7 +32,8 @@ MODE = os.environ["UPSTREAM_MODE"]
 _NESTED = "asserts that nested Parallels are loky's, threads and then sequential; ours get the cores that the call has"
 _STATISTICS = "white-box: reads the attributes of AutoBatchingMixin, whose measure includes the queue and is not used"
 _STRAGGLER = "a known limit: calls that share a Batch task with a long one wait for it, until tasks can hand calls back"
-_MANAGER = "shares a multiprocessing manager, whose key only its process's own children have; see test_left_out.py"
+_UNREGISTERED = "names azure inside a loky worker of the client, which has not imported joblib_azure"
+_MANAGER = "shares a multiprocessing manager, whose key only its process's own children have; see test_habits.py"
 
 #: Why a test, or all tests of a function, do not apply. They are expected to fail: one that passes is an error.
 LEFT_OUT: dict[str, dict[str, str]] = {
@@ -47,6 +48,28 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "test_initializer_parallel": _MANAGER,
         "test_initializer_reused": _MANAGER,
         "test_initializer_not_reused": _MANAGER,
+    },
+    "default": {},
+    "name": {
+        "test_nested_loop[loky-azure]": _UNREGISTERED,
+        "test_nested_loop[back_compat_backend-azure]": _UNREGISTERED,
+        "test_parallel_unordered_generator_returns_fastest_first": _STRAGGLER,
+    },
+}
+
+#: Tests that do not look at this backend even though they use the name, and would only take time.
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "alias": {
+        **dict.fromkeys(
+            (
+                "test_parallel_with_interactively_defined_functions",
+                "test_parallel_with_interactively_defined_functions_loky",
+                "test_parallel_with_interactively_defined_bound_method_loky",
+                "test_parallel_with_unpicklable_functions_in_args",
+            ),
+            "runs a script in an interpreter of its own, where loky is loky",
+        ),
+        "test_loky_reuse_workers": "compares loky's own executors",
     },
     "default": {},
     "name": {},
@@ -96,6 +119,7 @@ def _without(function: FunctionType, name: str) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Function]) -> None:
     leave_out(items, LEFT_OUT[MODE])
+    skip(items, ELSEWHERE[MODE])
     if MODE != "alias":
         return
     # `type(backend) is LokyBackend` asks whether it is the one called loky.

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,23 @@ def leave_out(items: Sequence[pytest.Item], reasons: Mapping[str, str]) -> None:
     reasons : mapping
         From the name of a test, or of a function for all of its tests, to why it does not apply.
     """
+    for item, reason in _named(items, reasons):
+        item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        item.add_marker(pytest.mark.timeout(LEFT_OUT_TIMEOUT))
+
+
+def skip(items: Sequence[pytest.Item], reasons: Mapping[str, str]) -> None:
+    """Do not run tests, named as for `leave_out`."""
+    for item, reason in _named(items, reasons):
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _named(items: Sequence[pytest.Item], reasons: Mapping[str, str]) -> Iterator[tuple[pytest.Item, str]]:
     found = set()
     for item in items:
         for name in {item.name, getattr(item, "originalname", item.name)} & set(reasons):
             found.add(name)
-            item.add_marker(pytest.mark.xfail(reason=reasons[name], strict=True))
-            item.add_marker(pytest.mark.timeout(LEFT_OUT_TIMEOUT))
+            yield item, reasons[name]
     if unknown := set(reasons) - found:
         raise pytest.UsageError(f"left out, but not among the tests: {', '.join(sorted(unknown))}")
 
