@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import BatchedCalls
 from pydantic import SecretStr
 
 from joblib_azure import LocalCluster
+from joblib_azure.call import CallSettings, ChunkFuture
 from joblib_azure.cluster import Cluster
 from joblib_azure.config import AccountConfig
 from joblib_azure.errors import (
@@ -29,6 +32,7 @@ from joblib_azure.errors import (
     WorkerDiedError,
 )
 from joblib_azure.local.host import processes_of
+from joblib_azure.node.nested import NestedBackend
 from joblib_azure.registry import close_sessions, session_for
 
 
@@ -62,12 +66,25 @@ def test_a_call_that_kills_its_worker_is_told(
 
 
 def test_only_the_poison_fails(wide_cluster: LocalCluster) -> None:
-    """What ran beside the poison, and what had finished before it, has its results."""
-    with parallel_config("azure", cluster=wide_cluster):
-        results = Parallel(return_as="generator", batch_size=1)(delayed(only)(i, 5, killed) for i in range(6))
-        assert [next(results) for _ in range(5)] == list(range(5))
-        with pytest.raises(WorkerDiedError):
-            next(results)
+    """What ran beside the poison, and what had finished before it, has its results.
+
+    Below joblib, which raises an error at once and drops the results that it did not hand out yet.
+    """
+    session = session_for(wide_cluster)
+    path = wide_cluster.python_path
+    call = session.start_call(
+        CallSettings(n_jobs=2, max_nbytes=None, mmap_mode="r", inner_max_num_threads=None, path=path)
+    )
+    done: queue.Queue[ChunkFuture] = queue.Queue()
+    for i in range(6):
+        future = call.add(BatchedCalls([(only, (i, 2, killed), {})], (NestedBackend(), None)), done.put)
+        session.ready(call, future.chunk, 1, "only")
+    session.exhaust(call)
+    futures = {future.chunk: future for future in (done.get(timeout=60) for _ in range(6))}
+    session.end_call(call)
+    with pytest.raises(WorkerDiedError):
+        futures.pop(2).result()
+    assert {chunk: future.result() for chunk, future in futures.items()} == {i: [i] for i in (0, 1, 3, 4, 5)}
 
 
 def test_a_poison_in_a_process_that_forked_is_seen(cluster: LocalCluster) -> None:
@@ -115,6 +132,7 @@ def test_an_interrupt_ends_what_runs_on_the_nodes(cluster: LocalCluster) -> None
 CLIENT = """
 import sys, time
 from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import BatchedCalls
 import joblib_azure
 
 with joblib_azure.LocalCluster(nodes=1, cores_per_node=1) as cluster, parallel_config("azure", cluster=cluster):
