@@ -28,11 +28,12 @@ from datetime import datetime, timedelta, timezone
 
 from . import environment
 from .call import Call, CallSettings
+from .capacity import Bundle, Capacity
 from .cluster import Cluster
 from .codec import Buffer, EncodedChunk, new_key, write_bundle
 from .errors import JoblibAzureError, ServiceError, SessionClosedError, TaskPicklingError
 from .monitor import Monitor
-from .planner import Bundle, Capacity, Planner
+from .planner import Planner
 from .service import JobSpec, TaskSpec
 
 logger = logging.getLogger(__name__)

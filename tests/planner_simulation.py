@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from joblib_azure.planner import Bundle, Capacity, Planner
+from joblib_azure.capacity import Bundle, Capacity
+from joblib_azure.planner import Planner
 
 STREAM = 0.05  # seconds from the end of a chunk until its outcome is seen
 Arrivals = Callable[["Simulation", "Workload"], None]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import planner_simulation as pool
 
-from joblib_azure.planner import MAX_BACKLOG, PROBE, Bundle, Capacity, Planner
+from joblib_azure.capacity import Bundle, Capacity
+from joblib_azure.planner import MAX_BACKLOG, PROBE, Planner
 
 TWO_NODES_OF_FOUR = Capacity(nodes=2, cores_per_node=4, slots_per_node=4)
 

