@@ -1,6 +1,15 @@
 """What the planner plans against, and what it makes: plain values."""
 
 from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """What a call takes of one worker, in seconds."""
+
+    seconds: float  #: mean
+    deviation: float = inf  #: standard deviation from call to call; not known yet: inf
 
 
 @dataclass(frozen=True, kw_only=True)

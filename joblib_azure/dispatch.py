@@ -29,20 +29,27 @@ DEFAULT_PRE_DISPATCH = "2*n_jobs"
 _GATHER = 0.005
 #: Calls that are gathered at most for one hand-over: joblib's lock is held while they are sliced.
 _MOST = 1000
+#: Arguments of a call whose types are a part of its name.
+_NAMED = 4
 #: Seconds between two questions whether more is wanted, where nobody said so; a safety net, not the way.
 _PATIENCE = 0.25
 
 
 def describe_function(batch: Any) -> str:
-    """Return the qualified name of a ``BatchedCalls``' first function, through partials and wrappers."""
-    function = batch.items[0][0]
+    """Return what a ``BatchedCalls`` calls first: the function's name, through partials and wrappers, and its types.
+
+    By this name the session remembers what a call costs. The types of the arguments belong to it, since functions
+    such as scikit-learn's ``_fit_and_score`` take as long as the estimator that they are given.
+    """
+    function, args = batch.items[0][:2]
     for _ in range(10):
         inner = getattr(function, "func", None) or getattr(function, "function", None)
         if not callable(inner):
             break
         function = inner
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return f"{getattr(function, '__module__', None) or '?'}.{name}"
+    types = ", ".join(type(argument).__name__ for argument in args[:_NAMED])
+    return f"{getattr(function, '__module__', None) or '?'}.{name}({types})"
 
 
 class _Buffer(Iterator[Any]):

@@ -11,18 +11,19 @@ Bundles are sized for the slots of the pool's upper bound, not for the nodes of 
 
 1. Cost unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker; nothing waits behind.
 2. Cost known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long; once a call is
-   exhausted, a round takes at most half of what it has left. Twice the slots may be under way or waiting.
+   exhausted, a round takes at most half of what it has left, unless its calls are so alike that the slots
+   would end together anyway. Twice the slots may be under way or waiting.
 3. Last round: once the work left is below LAST_ROUND × the cost of a task for each worker, all of it goes.
 4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
 """
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from math import ceil, isfinite
+from math import ceil, inf, isfinite, sqrt
 from statistics import median_low
 from typing import NamedTuple
 
-from .capacity import Bundle, Capacity
+from .capacity import Bundle, Capacity, Cost
 
 # Seconds. joblib dispatches a burst within a few milliseconds, and 10 more are not felt in a task of a
 # second; a generator that never pauses must not keep the slots idle either.
@@ -42,6 +43,8 @@ LEAST_SPLIT = 0.1
 CHUNK_SECONDS = 0.1
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
 MAX_BACKLOG = 10_000
+# Chunks from which on the deviation of their calls is believed.
+CALM = 4
 # Observations after which older ones count half, so that the mean follows durations that drift.
 MEMORY = 64
 
@@ -61,10 +64,13 @@ class _Shape(NamedTuple):
 class _Call:
     """State of one Parallel call."""
 
-    def __init__(self, name: str, n_jobs: int, seconds: float | None) -> None:
-        self.name, self.n_jobs, self.mean = name, n_jobs, seconds
+    def __init__(self, name: str, n_jobs: int, cost: Cost | None) -> None:
+        self.name, self.n_jobs = name, n_jobs
+        self.mean: float | None = cost.seconds if cost else None
+        self.deviation = cost.deviation if cost else inf
         self.measured = False  # `mean` is not just remembered
-        self.observations = 0.0, 0.0, 0.0  # number, calls, seconds
+        # Number of chunks, calls, seconds, and the sum of seconds² ÷ calls.
+        self.observations = 0.0, 0.0, 0.0, 0.0
         self.size: dict[int, int] = {}  # calls of every chunk that is queued or under way
         self.queue: deque[int] = deque()
         self.alone: deque[int] = deque()  # suspects of a death: ahead of the queue, a bundle each
@@ -117,7 +123,7 @@ class Planner:
 
     # What happens
 
-    def open_call(self, call: str, *, n_jobs: int, seconds_per_call: float | None = None) -> None:
+    def open_call(self, call: str, *, n_jobs: int, cost: Cost | None = None) -> None:
         """Begin a Parallel call.
 
         Parameters
@@ -127,16 +133,16 @@ class Planner:
         n_jobs : int
             At least 1. Below the pool's workers, the widths of the bundles under way sum to at most that;
             else the pool itself is the limit, and bundles may wait behind the running ones.
-        seconds_per_call : float, optional
+        cost : Cost, optional
             What an earlier Parallel of the same function measured; it holds until this one is measured.
         """
         if call in self._calls:
             raise ValueError(f"call {call!r} is open already")
         if n_jobs < 1:
             raise ValueError(f"n_jobs must be at least 1 (resolve negative values first), got {n_jobs}")
-        if seconds_per_call is not None:
-            seconds_per_call = max(1e-6, _seconds("seconds_per_call", seconds_per_call))
-        self._calls[call] = _Call(call, n_jobs, seconds_per_call)
+        if cost is not None:
+            cost = cost._replace(seconds=max(1e-6, _seconds("cost.seconds", cost.seconds)))
+        self._calls[call] = _Call(call, n_jobs, cost)
 
     def add(self, call: str, chunk: int, calls: int, now: float) -> None:
         """Queue a chunk of `calls` delayed calls; ValueError if it is there or the call is exhausted."""
@@ -170,14 +176,18 @@ class Planner:
         state = self._calls.get(call)
         if state is None or calls < 1:
             return
-        number, done, spent = state.observations
+        number, done, spent, squares = state.observations
         keep = 0.5 if number >= MEMORY else 1.0
         number, done, spent = number * keep + 1, done * keep + calls, spent * keep + seconds
-        state.observations = number, done, spent
+        squares = squares * keep + seconds**2 / calls
+        state.observations = number, done, spent, squares
         state.streamed += calls
         # The first outcomes are those of the shortest calls: wait for a worker's probe, or for a long one.
         if state.measured or done >= PROBE or spent >= self.task_cost:
             state.mean, state.measured = max(1e-6, spent / done), True
+        if number >= CALM:
+            # Chunks of n calls: (seconds − n × mean)² ÷ n is on average the variance of one call.
+            state.deviation = sqrt(max(0.0, squares - spent**2 / done) / (number - 1))
 
     def finish(self, bundle: int, *, cost: float | None = None) -> None:
         """End a bundle; `cost` is what its task took beyond the work. KeyError if it is not under way."""
@@ -252,7 +262,7 @@ class Planner:
         """
         state = self._open(call)
         if drip:
-            _, done, spent = state.observations
+            _, done, spent, _ = state.observations
             mean = max(1e-6, spent / done) if done else state.mean
             return 1 if mean is None else max(1, min(round(TARGET * self.task_cost / mean), 2 * state.largest))
         if state.mean is None:
@@ -262,9 +272,10 @@ class Planner:
 
     # What is known
 
-    def seconds_per_call(self, call: str) -> float | None:
-        """Return the mean duration of recent calls, the remembered one until measured, or None."""
-        return self._open(call).mean
+    def cost(self, call: str) -> Cost | None:
+        """Return what recent calls took, the remembered cost until they are measured, or None."""
+        state = self._open(call)
+        return None if state.mean is None else Cost(state.mean, state.deviation)
 
     @property
     def task_cost(self) -> float:
@@ -352,7 +363,10 @@ class Planner:
                     left, aim = min(left, max(parts, ceil(work / (LEAST_SPLIT * cost)))), 0
                 else:
                     longest = max(1.0, TARGET * cost / state.mean) * width
-                    aim = ceil(min(longest, state.queued / (lanes * (2 if state.exhausted else 1))))
+                    # How far apart equal bundles of all that is left would end: two standard deviations.
+                    apart = 2 * state.deviation * sqrt(state.queued / self._workers(state))
+                    halves = 2 if state.exhausted and apart > cost else 1
+                    aim = ceil(min(longest, state.queued / (lanes * halves)))
             calls = aim or ceil(state.queued / left)
         # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
         least = min(width, ceil(count / parts))

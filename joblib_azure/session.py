@@ -28,7 +28,7 @@ from datetime import datetime, timedelta, timezone
 
 from . import environment
 from .call import Call, CallSettings
-from .capacity import Bundle, Capacity
+from .capacity import Bundle, Capacity, Cost
 from .cluster import Cluster
 from .codec import Buffer, EncodedChunk, new_key, write_bundle
 from .errors import JoblibAzureError, ServiceError, SessionClosedError, TaskPicklingError
@@ -87,7 +87,7 @@ class Session:
         self.failed = False
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
-        self._costs: dict[str, float] = {}
+        self._costs: dict[str, Cost] = {}
         self._stored: set[str] = set()
         self._storing: dict[str, threading.Lock] = {}
         self._numbers = itertools.count(1)
@@ -201,7 +201,7 @@ class Session:
                 if not call.function:
                     call.function = function
                     remembered = self._costs.get(function)
-                    self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, seconds_per_call=remembered)
+                    self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=remembered)
                 self.planner.add(call.id, chunk, calls, time.monotonic())
                 self.changed.notify_all()
 
@@ -229,7 +229,7 @@ class Session:
         """Forget a call; what of it still runs is of no use any more and is ended."""
         with self.changed:
             if self._planned(call):
-                cost = self.planner.seconds_per_call(call.id)
+                cost = self.planner.cost(call.id)
                 if cost is not None:
                     self._costs[call.function] = cost
                 self.planner.close_call(call.id)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from joblib_azure.capacity import Bundle, Capacity
+from joblib_azure.capacity import Bundle, Capacity, Cost
 from joblib_azure.planner import Planner
 
 STREAM = 0.05  # seconds from the end of a chunk until its outcome is seen
@@ -30,7 +30,7 @@ class Workload:
     durations: Sequence[float]
     arrivals: Arrivals
     n_jobs: int | None = None
-    remembered: float | None = None
+    remembered: Cost | None = None
     batch_size: int | None = None
     # what happened
     calls: Iterator[float] = field(init=False)
@@ -88,7 +88,7 @@ class Simulation:
                 self.at(node.up, self.assign)
         for work in workloads:
             n_jobs = work.n_jobs or capacity.workers
-            self.planner.open_call(work.name, n_jobs=n_jobs, seconds_per_call=work.remembered)
+            self.planner.open_call(work.name, n_jobs=n_jobs, cost=work.remembered)
             self.at(0.0, lambda work=work: work.arrivals(self, work))
 
     def at(self, when: float, event: Callable[[], None]) -> None:
@@ -265,7 +265,7 @@ class Scenario:
     arrivals: Arrivals = backend
     cost: float | Callable[[random.Random], float] = 1.0
     n_jobs: int | None = None
-    remembered: float | None = None
+    remembered: Cost | None = None
     batch_size: int | None = None
     node_up: Sequence[float] = ()
     deaths: float = 0.0
@@ -297,7 +297,7 @@ SCENARIOS: dict[str, Scenario] = {
     "2,000 x 1 ms, 2 slots": case(slots(2), [0.001] * 2000, 1.6, 6),
     "2,000 x 1 ms, 4 slots": case(slots(4), [0.001] * 2000, 1.8, 12),
     "2,000 x 1 ms, 4 slots, at once": case(slots(4), [0.001] * 2000, 1.8, 12, arrivals=at_once),
-    "2,000 x 1 ms, 4 slots, remembered": case(slots(4), [0.001] * 2000, 1.1, 6, remembered=0.001),
+    "2,000 x 1 ms, 4 slots, remembered": case(slots(4), [0.001] * 2000, 1.1, 6, remembered=Cost(0.001)),
     "2,000 x 1 ms, 4 slots, cost 0.2 s": case(slots(4), [0.001] * 2000, 1.6, 16, cost=0.2),
     "2,000 x 1 ms, 4 slots, uneven cost": case(slots(4), [0.001] * 2000, 3.5, 20, cost=uneven(1.0)),
     "2,000 x 1 ms, 4 x 8 workers": case(WIDE, [0.001] * 2000, 2.1, 12),
@@ -309,6 +309,8 @@ SCENARIOS: dict[str, Scenario] = {
     "20,000 x 0.2 ms, 4 slots": case(slots(4), [0.0002] * 20_000, 2.2, 16),
     "100,000 x 1 ms, 4 slots": case(slots(4), [0.001] * 100_000, 1.5, 60),
     "5,000 x 0.1 s, 16 slots": case(slots(16), [0.1] * 5000, 1.2, 120),
+    "16 x 1 s, 2 slots, remembered alike": case(slots(2), [1.0] * 16, 1.01, 2, remembered=Cost(1.0, 0.01)),
+    "32 x 1 s lognormal, remembered": case(slots(2), lognormal(32, 1, 1.0), 1.3, 16, remembered=Cost(1.0, 1.3)),
     "16 x 1 s, 2 slots": case(slots(2), [1.0] * 16, 1.01, 2),
     "60 x 0.1 s, 4 slots": case(slots(4), [0.1] * 60, 1.01, 4),
     "1,000 x 60 s, 8 slots": case(slots(8), [60.0] * 1000, 1.03, 1000),

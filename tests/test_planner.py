@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import planner_simulation as pool
 
-from joblib_azure.capacity import Bundle, Capacity
+from joblib_azure.capacity import Bundle, Capacity, Cost
 from joblib_azure.planner import MAX_BACKLOG, PROBE, Planner
 
 TWO_NODES_OF_FOUR = Capacity(nodes=2, cores_per_node=4, slots_per_node=4)
+COSTS = None, Cost(1e-4), Cost(0.1, 0.0), Cost(30.0, 9.0)
 
 
 def opened(capacity: Capacity, chunks: int = 0, *, n_jobs: int | None = None, **more: float) -> Planner:
@@ -88,13 +90,13 @@ def test_chunks_are_divided_evenly_and_in_order() -> None:
 
 
 def test_every_worker_of_a_wide_slot_gets_a_chunk() -> None:
-    planner = opened(pool.WIDE, 32, seconds_per_call=60.0)
+    planner = opened(pool.WIDE, 32, cost=Cost(60.0))
     planner.exhaust("c")
     assert [bundle.width for bundle in planner.plan(0.0)] == [8, 8, 8, 8]
 
 
 def test_long_calls_fill_the_one_wide_slot_that_is_free() -> None:
-    planner = opened(pool.WIDE, 40, seconds_per_call=60.0)
+    planner = opened(pool.WIDE, 40, cost=Cost(60.0))
     busy = planner.plan(0.02)
     while planner.under_way > 3:
         planner.finish(busy.pop().id)
@@ -152,14 +154,14 @@ def test_unknown_cost_is_probed_and_nothing_waits_behind() -> None:
 
 
 def test_a_known_cost_queues_ahead_up_to_twice_the_slots() -> None:
-    planner = opened(pool.slots(4), 1000, seconds_per_call=60.0)
+    planner = opened(pool.slots(4), 1000, cost=Cost(60.0))
     planner.exhaust("c")
     assert sizes(planner.plan(0.0)) == [1] * 8
     assert planner.under_way == 8
 
 
 def test_a_bundle_lasts_twenty_times_what_a_task_costs() -> None:
-    planner = opened(pool.slots(2), 1000, seconds_per_call=0.5)
+    planner = opened(pool.slots(2), 1000, cost=Cost(0.5))
     planner.exhaust("c")
     assert sizes(planner.plan(0.0)) == [40] * 4  # 20 s each at 1 s a task
 
@@ -175,16 +177,16 @@ def test_the_cost_of_a_task_is_measured_and_one_cold_node_does_not_count() -> No
 
 
 def test_the_last_round_is_a_bundle_a_slot() -> None:
-    planner = opened(pool.slots(4), 2000, seconds_per_call=0.001)
+    planner = opened(pool.slots(4), 2000, cost=Cost(0.001))
     planner.exhaust("c")
     assert sizes(planner.plan(0.0)) == [500] * 4
 
 
 def test_a_last_round_of_next_to_nothing_is_one_bundle_unless_slots_are_free() -> None:
-    planner = opened(pool.slots(4), 8, seconds_per_call=0.001)
+    planner = opened(pool.slots(4), 8, cost=Cost(0.001))
     planner.exhaust("c")
     assert sizes(planner.plan(0.0)) == [2, 2, 2, 2]
-    planner.open_call("d", n_jobs=4, seconds_per_call=0.001)
+    planner.open_call("d", n_jobs=4, cost=Cost(0.001))
     planner.close_call("c")
     for chunk in range(8):
         planner.add("d", chunk, 1, 1.0)
@@ -195,22 +197,42 @@ def test_a_last_round_of_next_to_nothing_is_one_bundle_unless_slots_are_free() -
 def test_the_first_short_outcomes_do_not_decide() -> None:
     planner = opened(pool.slots(4))
     planner.observe("c", PROBE - 1, 0.01)
-    assert planner.seconds_per_call("c") is None
+    assert planner.cost("c") is None
     planner.observe("c", 1, 0.005)
-    assert planner.seconds_per_call("c") == pytest.approx(0.015 / 16)
+    assert planner.cost("c").seconds == pytest.approx(0.015 / 16)
 
 
 def test_a_single_long_outcome_does() -> None:
     planner = opened(pool.slots(4))
     planner.observe("c", 1, 60.0)
-    assert planner.seconds_per_call("c") == 60.0
+    assert planner.cost("c").seconds == 60.0
+
+
+def test_the_deviation_of_calls_is_measured_through_their_chunks() -> None:
+    planner = opened(pool.slots(2))
+    source = random.Random(4)
+    for calls in [1, 2, 3, 5, 8] * 40:
+        planner.observe("c", calls, sum(source.gauss(10.0, 2.0) for _ in range(calls)))
+    cost = planner.cost("c")
+    assert cost is not None
+    assert cost.seconds == pytest.approx(10.0, rel=0.05)
+    assert cost.deviation == pytest.approx(2.0, rel=0.3)
+
+
+def test_few_chunks_tell_no_deviation() -> None:
+    planner = opened(pool.slots(2), 32)
+    for _ in range(3):
+        planner.observe("c", 10, 10.0)
+    assert planner.cost("c") == Cost(1.0, math.inf)
+    planner.observe("c", 10, 10.0)
+    assert planner.cost("c") == Cost(1.0, pytest.approx(0.0))
 
 
 def test_the_mean_follows_durations_that_drift() -> None:
     planner = opened(pool.slots(4))
     for seconds in [1.0] * 500 + [9.0] * 200:
         planner.observe("c", 1, seconds)
-    assert planner.seconds_per_call("c") > 8.0
+    assert planner.cost("c").seconds > 8.0
 
 
 # 6. n_jobs
@@ -259,7 +281,7 @@ def test_chunks_grow_once_the_cost_is_known() -> None:
 
 
 def test_long_calls_are_chunks_of_their_own() -> None:
-    planner = opened(pool.slots(4), 500, seconds_per_call=0.3)
+    planner = opened(pool.slots(4), 500, cost=Cost(0.3))
     assert planner.chunk_size("c") == 1
 
 
@@ -275,7 +297,7 @@ def test_the_backlog_is_bounded() -> None:
 
 
 def test_the_backlog_of_long_calls_is_twice_the_workers() -> None:
-    planner = opened(pool.WIDE, seconds_per_call=3600.0)
+    planner = opened(pool.WIDE, cost=Cost(3600.0))
     assert planner.wanted("c") == 64
     planner.add("c", 0, 63, 0.0)
     assert planner.wanted("c") == 1
@@ -338,7 +360,7 @@ def test_free_slots_are_shared_between_calls() -> None:
 
 
 def test_a_call_that_comes_late_is_not_starved() -> None:
-    planner = opened(pool.slots(4), 1000, seconds_per_call=60.0)
+    planner = opened(pool.slots(4), 1000, cost=Cost(60.0))
     planner.exhaust("c")
     running = planner.plan(0.0)
     planner.open_call("d", n_jobs=4)
@@ -350,7 +372,7 @@ def test_a_call_that_comes_late_is_not_starved() -> None:
 
 def test_two_concurrent_calls_both_progress() -> None:
     works = [
-        pool.Workload(name=name, durations=[cost] * number, arrivals=pool.backend, remembered=cost)
+        pool.Workload(name=name, durations=[cost] * number, arrivals=pool.backend, remembered=Cost(cost))
         for name, cost, number in [("long", 30.0, 100), ("short", 0.1, 1000)]
     ]
     done = pool.Simulation(pool.slots(8), works).run()
@@ -392,8 +414,8 @@ def test_misuse_is_refused() -> None:
         planner.open_call("c", n_jobs=1)
     with pytest.raises(ValueError, match="n_jobs"):
         planner.open_call("d", n_jobs=-1)
-    with pytest.raises(ValueError, match="seconds_per_call"):
-        planner.open_call("d", n_jobs=1, seconds_per_call=float("nan"))
+    with pytest.raises(ValueError, match=r"cost\.seconds"):
+        planner.open_call("d", n_jobs=1, cost=Cost(float("nan")))
     with pytest.raises(ValueError, match="queued or under way"):
         planner.add("c", 0, 1, 0.0)
     with pytest.raises(ValueError, match="at least one call"):
@@ -488,7 +510,9 @@ def test_every_chunk_is_in_one_bundle_and_the_slots_add_up(data: st.DataObject) 
 
     for name in names:
         n_jobs[name], queued[name] = source.randint(1, 2 * capacity.workers), set()
-        planner.open_call(name, n_jobs=n_jobs[name], seconds_per_call=source.choice([None, 1e-4, 0.1, 30.0]))
+        planner.open_call(
+            name, n_jobs=n_jobs[name], cost=source.choice([None, Cost(1e-4), Cost(0.1, 0.0), Cost(30.0, 9.0)])
+        )
     for _ in range(data.draw(st.integers(0, 60))):
         now += source.choice([0.0, 0.001, 0.02, 1.0])
         name = source.choice(names)
