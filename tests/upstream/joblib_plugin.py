@@ -33,6 +33,7 @@ _NESTED = "asserts that nested Parallels are loky's, threads and then sequential
 _STATISTICS = "white-box: reads the attributes of AutoBatchingMixin, whose measure includes the queue and is not used"
 _STRAGGLER = "a known limit: calls that share a Batch task with a long one wait for it, until tasks can hand calls back"
 _UNREGISTERED = "names azure inside a loky worker of the client, which has not imported joblib_azure"
+_DEFAULT = "asserts that the default backend of processes is loky's, by its type; here it is this one"
 _MANAGER = "shares a multiprocessing manager, whose key only its process's own children have; see test_habits.py"
 
 #: Why a test, or all tests of a function, do not apply. They are expected to fail: one that passes is an error.
@@ -49,7 +50,13 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "test_initializer_reused": _MANAGER,
         "test_initializer_not_reused": _MANAGER,
     },
-    "default": {},
+    "default": {
+        "test_nested_loop[back_compat_backend-azure]": _UNREGISTERED,
+        "test_parallel_unordered_generator_returns_fastest_first": _STRAGGLER,
+        "test_backend_hinting_and_constraints": _DEFAULT,
+        "test_parallel_config_no_backend": _DEFAULT,
+        "test_parallel_config_params_explicit_set": _DEFAULT,
+    },
     "name": {
         "test_nested_loop[loky-azure]": _UNREGISTERED,
         "test_nested_loop[back_compat_backend-azure]": _UNREGISTERED,
