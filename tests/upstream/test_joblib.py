@@ -20,7 +20,7 @@ OTHERS = "not multiprocessing and not threading and not sequential"
     [
         ("alias", OTHERS, 100),
         ("name", f"{OTHERS} and azure", 30),
-        pytest.param("default", f"{OTHERS} and not loky", 90, marks=pytest.mark.large),
+        pytest.param("default", f"{OTHERS} and not loky", 80, marks=pytest.mark.large),
     ],
     ids=["alias", "name", "default"],
 )
