@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test large lint types contracts check bench clean
+.PHONY: demo test test-live large lint types contracts check bench clean
 
 demo: $(STAMP)
 	@$(BIN)/joblib-azure demo
@@ -13,6 +13,10 @@ demo: $(STAMP)
 # Tests that start clusters are heavy: as many workers as cores, a file a worker, so that files share clusters.
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not large"
+
+# The smoke suite on a real account, named in the environment as README.md tells; `make test` runs it on the emulator.
+test-live: $(STAMP)
+	@JOBLIB_AZURE_LIVE=1 $(BIN)/python -m pytest -ra tests/live
 
 large: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m large

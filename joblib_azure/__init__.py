@@ -19,14 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import AzureBackend
-    from .config import ClusterConfig
+    from .cluster import Cluster
+    from .config import AccountConfig, ClusterConfig
     from .errors import JoblibAzureError
     from .local import LocalCluster
 
 __version__ = "0.1.0"
-__all__ = ["AzureBackend", "ClusterConfig", "JoblibAzureError", "LocalCluster", "__version__"]
+__all__ = [
+    "AccountConfig",
+    "AzureBackend",
+    "Cluster",
+    "ClusterConfig",
+    "JoblibAzureError",
+    "LocalCluster",
+    "__version__",
+]
 
 _HOMES = {
+    "AccountConfig": "config",
+    "Cluster": "cluster",
     "AzureBackend": "backend",
     "ClusterConfig": "config",
     "JoblibAzureError": "errors",

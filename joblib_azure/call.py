@@ -6,16 +6,19 @@ callbacks. So a callback that is slow, or waits for a lock of its Parallel, hold
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .codec import CallEncoder, decode_outcome
-from .errors import CodecError, JoblibAzureError, RemoteTraceback, WorkerDiedError
+from .capacity import Bundle
+from .codec import Buffer, CallEncoder, EncodedChunk, decode_outcome
+from .errors import CodecError, JoblibAzureError, PackagesError, RemoteTraceback, WorkerDiedError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ class Outcome:
 
     def value(self) -> Any:
         """Return the results, or raise what the call raised with the remote traceback as its cause."""
+        if "refused" in self.head:
+            raise PackagesError(str(self.head["refused"]), job=self.job, task=self.task)
         if "died" in self.head:
             raise WorkerDiedError(
                 f"a call killed its worker: {self.head['died']}. Look at the task's stderr for a crash, and at the "
@@ -77,6 +82,34 @@ class Outcome:
             raise CodecError(f"task {self.task} sent {type(error).__name__} where an exception was expected")
         error.__cause__ = RemoteTraceback(text)
         raise error
+
+
+class BufferStore:
+    """Stores content-addressed buffers, each of them once; for bundles that are uploaded side by side.
+
+    Parameters
+    ----------
+    put : callable
+        Stores a buffer; one that storage has already is no error.
+    """
+
+    def __init__(self, put: Callable[[Buffer], Any]) -> None:
+        self._put = put
+        self._stored: set[str] = set()
+        self._storing: dict[str, threading.Lock] = {}
+
+    def store(self, buffers: Iterable[Buffer]) -> None:
+        """Store the buffers that are not known to be stored."""
+        for buffer in buffers:
+            # The first that needs a buffer stores it, the others wait for that.
+            with self._storing.setdefault(buffer.digest, threading.Lock()):
+                if buffer.digest not in self._stored:
+                    self._put(buffer)
+                    self._stored.add(buffer.digest)
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """A node did not find these in storage: store them again when they are next needed."""
+        self._stored.difference_update(digests)
 
 
 class ChunkFuture:
@@ -115,11 +148,14 @@ class Call:
     id : str
         Unique within the session.
     settings : CallSettings
+    overlay : sequence of Buffer, default ()
+        The archives of the user's modules as they were when the call began.
     """
 
-    def __init__(self, id: str, settings: CallSettings) -> None:
+    def __init__(self, id: str, settings: CallSettings, overlay: Sequence[Buffer] = ()) -> None:
         self.id = id
         self.settings = settings
+        self.overlay = tuple(overlay)
         self.encoder = CallEncoder(settings.max_nbytes)
         self.failure: BaseException | None = None
         self.closed = False
@@ -150,6 +186,37 @@ class Call:
         if failure is not None:
             self._inbox.put((future, failure))
         return future
+
+    def manifest(self, encoded: Sequence[tuple[int, EncodedChunk]], url: Callable[[str], str]) -> dict[str, Any]:
+        """Return what a bundle of these chunks says of itself.
+
+        Parameters
+        ----------
+        encoded : sequence of (int, EncodedChunk)
+        url : callable
+            Returns where a node reads the buffer of a digest.
+        """
+        settings = self.settings
+        needed = {b.digest for _, c in encoded for b in c.buffers} | {b.digest for b in self.overlay}
+        needed |= {b.digest for _, c in encoded for n in c.functions for b in self.encoder.function(n)[1]}
+        return {
+            "call": self.id,
+            "mmap_mode": settings.mmap_mode,
+            "path": list(settings.path),
+            "overlay": [buffer.digest for buffer in self.overlay],
+            "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
+            "urls": {digest: url(digest) for digest in sorted(needed)},
+        }
+
+    def task_id(self, encoded: Sequence[tuple[int, EncodedChunk]]) -> str:
+        """Count an attempt to send these chunks and return the id of its task: the same again for the same content."""
+        first = encoded[0][0]
+        attempt = self.attempts[first]
+        self.attempts.update(chunk for chunk, _ in encoded)
+        digest = hashlib.sha256()
+        for chunk, content in encoded:
+            digest.update(f"{chunk}:{len(content.data)};".encode() + content.data)
+        return f"{self.id}-{first:07d}-{attempt}-{digest.hexdigest()[:8]}"
 
     def batch(self, chunk: int) -> Any:
         """Return the calls of a chunk, or None where its outcome is there already."""
@@ -191,3 +258,16 @@ class Call:
             except Exception:
                 # joblib's callback raises only where its Parallel is gone; there is nobody to tell.
                 logger.exception("the callback of chunk %d of call %s failed", future.chunk, self.id)
+
+
+@dataclass(eq=False)
+class UnderWay:
+    """A bundle and the Batch task that carries it."""
+
+    bundle: Bundle
+    call: Call
+    task: str
+    added: float  #: monotonic time
+    remaining: set[int]
+    seconds: float = 0.0  #: measured work of one worker
+    requeued: bool = field(default=False)

@@ -18,6 +18,7 @@ Other callables (bound methods, instances) may change between two calls, so they
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import io
@@ -164,7 +165,30 @@ class Digests:
         return digest
 
 
-def pack(obj: Any, threshold: int | None, digests: Digests | None = None) -> tuple[bytes, list[Buffer]]:
+@functools.cache
+def _pickler() -> Any:
+    # Late: a Batch task authenticates bundles with this module and pickles nothing; it starts sooner without.
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """cloudpickle's, noting whose objects it meets."""
+
+        modules: set[str]
+
+        def reducer_override(self, obj: Any) -> Any:
+            self.modules.add(type(obj).__module__)
+            if isinstance(obj, types.ModuleType):
+                self.modules.add(obj.__name__)
+            elif isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
+                self.modules.add(obj.__module__ or "")
+            return super().reducer_override(obj)
+
+    return Pickler
+
+
+def pack(
+    obj: Any, threshold: int | None, digests: Digests | None = None, modules: set[str] | None = None
+) -> tuple[bytes, list[Buffer]]:
     """Pickle `obj`, with buffers of at least `threshold` bytes out of band.
 
     Parameters
@@ -174,6 +198,8 @@ def pack(obj: Any, threshold: int | None, digests: Digests | None = None) -> tup
         In bytes; None keeps all buffers in the pickle.
     digests : Digests, optional
         The memory of a Parallel call.
+    modules : set of str, optional
+        Takes up the full names of the modules whose objects, classes or functions the pickle holds.
 
     Returns
     -------
@@ -194,11 +220,10 @@ def pack(obj: Any, threshold: int | None, digests: Digests | None = None) -> tup
         buffers.append(Buffer(name(raw), raw))
         return False
 
-    # Late: a Batch task authenticates bundles with this module and pickles nothing; it starts sooner without.
-    import cloudpickle
-
     stream = io.BytesIO()
-    cloudpickle.Pickler(stream, protocol=PROTOCOL, buffer_callback=outside).dump(obj)
+    pickler = _pickler()(stream, protocol=PROTOCOL, buffer_callback=outside)
+    pickler.modules = set() if modules is None else modules
+    pickler.dump(obj)
     return stream.getvalue(), buffers
 
 
@@ -226,6 +251,8 @@ class CallEncoder:
         self._known: dict[int, tuple[int, Any]] = {}
         self._functions: list[tuple[bytes, list[Buffer]]] = []
         self._digests = Digests()
+        #: Full names of the modules that the pickles so far refer to.
+        self.modules: set[str] = set()
 
     def chunk(self, batch: Any) -> EncodedChunk:
         """Encode one ``joblib.parallel.BatchedCalls``.
@@ -238,7 +265,7 @@ class CallEncoder:
         try:
             calls = [(self._reference(func), args, kwargs) for func, args, kwargs in batch.items]
             used = sorted({reference for reference, _, _ in calls if isinstance(reference, int)})
-            data, buffers = pack((calls, batch._backend, batch._n_jobs), self.threshold, self._digests)
+            data, buffers = pack((calls, batch._backend, batch._n_jobs), self.threshold, self._digests, self.modules)
         except Exception as exc:
             raise TaskPicklingError(
                 f"Could not pickle the task to send to the nodes: {type(exc).__name__}: {exc}. Pass what "
@@ -254,7 +281,7 @@ class CallEncoder:
             if not plain or len(self._functions) >= MAX_NUMBERED_FUNCTIONS:
                 return func
             known = (len(self._functions), func)
-            self._functions.append(pack(func, self.threshold, self._digests))
+            self._functions.append(pack(func, self.threshold, self._digests, self.modules))
             self._known[id(func)] = known
         return known[0]
 

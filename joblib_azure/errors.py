@@ -4,13 +4,18 @@
 
     JoblibAzureError
      ├─ ConfigurationError (ValueError)      a setting is wrong; nothing was created
+     ├─ MissingExtraError (ImportError)      a part of the package that was not installed
      ├─ ServiceError                         Batch or Storage refused or did not answer
      │   ├─ AuthenticationError              the key or the identity was refused
      │   ├─ ServiceUnreachableError          nothing answers at the endpoint
+     │   ├─ ConflictError                    not now: the state of things forbids it
+     │   ├─ QuotaError                       the account has no more of that
      │   ├─ ResourceExistsError
      │   └─ ResourceNotFoundError
      ├─ ClusterError                         the pool cannot be used as asked
      │   ├─ NodesUnavailableError            no node came up in time, or none can
+     │   ├─ PoolDiffersError                 a pool of that name is there, and another one
+     │   ├─ PackagesError                    the nodes cannot have the client's packages
      │   └─ LocalClusterError                the emulator or Azurite did not start or has died
      ├─ CodecError                           bytes that cannot be made or read
      │   ├─ IntegrityError                   authentication of a blob failed; nothing was unpickled
@@ -73,6 +78,10 @@ class ConfigurationError(JoblibAzureError, ValueError):
     """A setting is wrong. Raised before anything is created."""
 
 
+class MissingExtraError(JoblibAzureError, ImportError):
+    """A part of the package needs packages that were not installed; the message says how to install them."""
+
+
 class ServiceError(JoblibAzureError):
     """The Batch or Storage service refused a request, or did not answer it."""
 
@@ -83,6 +92,14 @@ class AuthenticationError(ServiceError):
 
 class ServiceUnreachableError(ServiceError):
     """Nothing answers at the endpoint."""
+
+
+class ConflictError(ServiceError):
+    """What was asked for does not go with the state that things are in; later it may (409, 412)."""
+
+
+class QuotaError(ServiceError):
+    """The account's quota forbids it."""
 
 
 class ResourceExistsError(ServiceError):
@@ -99,6 +116,14 @@ class ClusterError(JoblibAzureError):
 
 class NodesUnavailableError(ClusterError):
     """No node came up in time, or none can come up."""
+
+
+class PoolDiffersError(ClusterError):
+    """A pool of that name is there, but was created with other settings; the message names each of them."""
+
+
+class PackagesError(ClusterError):
+    """The nodes cannot have the packages that the client has; raised before anything is created."""
 
 
 class LocalClusterError(ClusterError):

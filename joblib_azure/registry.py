@@ -80,6 +80,7 @@ def session_for(cluster: Cluster) -> Session:
         if session is None or session.closed:
             session = Session(cluster)
             session.open()
+            cluster.on_close(close_sessions)
             _sessions[id(cluster)] = session
             if not _exit_hook:
                 # Registered this late, it runs before the hooks that end a local cluster's servers.

@@ -16,25 +16,24 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
-import hashlib
 import itertools
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from . import environment
-from .call import Call, CallSettings
+from .call import BufferStore, Call, CallSettings
+from .call import UnderWay as UnderWay  # the monitor's too
 from .capacity import Bundle, Capacity, Cost
 from .cluster import Cluster
-from .codec import Buffer, EncodedChunk, new_key, write_bundle
+from .codec import EncodedChunk, new_key, write_bundle
 from .errors import JoblibAzureError, ServiceError, SessionClosedError, TaskPicklingError
 from .monitor import Monitor
 from .planner import Planner
-from .service import JobSpec, TaskSpec
+from .service import JobSpec, TaskContainer, TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +43,6 @@ BUFFERS = "joblib-azure-buffers"
 _STREAMS = 8
 #: Seconds that `close` waits for each of its threads; what they wait for has deadlines of its own.
 _JOIN = 5.0
-
-
-@dataclass(eq=False)
-class UnderWay:
-    """A bundle and the Batch task that carries it."""
-
-    bundle: Bundle
-    call: Call
-    task: str
-    added: float  #: monotonic time
-    remaining: set[int]
-    seconds: float = 0.0  #: measured work of one worker
-    requeued: bool = field(default=False)
 
 
 class Session:
@@ -88,11 +74,14 @@ class Session:
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, Cost] = {}
-        self._stored: set[str] = set()
-        self._storing: dict[str, threading.Lock] = {}
+        self._buffers = BufferStore(lambda b: self.cluster.blobs.put(BUFFERS, b.digest, b.data, overwrite=False))
         self._numbers = itertools.count(1)
         self._threads: list[threading.Thread] = []
         self._job_created = False
+        self._nodes_asked = 0
+        image = config.container_image
+        # A container's own shared memory is 64 MB, and loky's workers need more.
+        self._container = None if image is None else TaskContainer(image=image, options="--ipc=host")
 
     def __repr__(self) -> str:
         return f"<Session {self.job} on {self.cluster!r}>"
@@ -108,12 +97,15 @@ class Session:
             The session is closed then.
         """
         try:
+            config = self.cluster.config
+            # Before anything is created, or paid for. A local cluster has no account yet, and nothing that needs one.
+            account = self.cluster.account if config.python_packages.git else None
+            self.plan = environment.plan(config, account)
+            self.pool.submit(environment.client_needs, ["joblib"])  # what the first bundle asks for takes 0.1 s
             self.cluster.open()
-            blobs, config = self.cluster.blobs, self.cluster.config
+            blobs = self.cluster.blobs
             for container in (self.inputs, self.outputs, BUFFERS):
                 blobs.create_container(container)
-            code = environment.node_code()
-            blobs.put(self.inputs, code.name, code.data)
             lease = timedelta(seconds=config.job_lease)
             # A SAS must outlive every task that may use it. A session ends by idleness and its job by its lease,
             # but a client that lives keeps pushing that lease on; 7 days bound it as user-delegation SAS would.
@@ -123,14 +115,15 @@ class Session:
                     id=self.job,
                     pool=config.name,
                     environment={
-                        "JOBLIB_AZURE_NODE": "1",
+                        **self.plan.settings,
                         "JOBLIB_AZURE_KEY": base64.b64encode(self.key).decode(),
                         "JOBLIB_AZURE_INPUTS": blobs.container_url(self.inputs, "r", life),
                         "JOBLIB_AZURE_OUTPUTS": blobs.container_url(self.outputs, "acw", life),
                     },
-                    preparation=environment.preparation_command(config.python),
-                    files=environment.preparation_files(blobs.blob_url(self.inputs, code.name, lease)),
+                    preparation=self.plan.preparation_command,
+                    files=self.plan.ship(blobs, self.inputs, life),
                     lifetime=lease,
+                    container=self._container,
                 )
             )
             self._job_created = True
@@ -187,12 +180,24 @@ class Session:
 
     def start_call(self, settings: CallSettings) -> Call:
         """Begin a Parallel call."""
-        call = Call(f"c{next(self._numbers):05d}-{secrets.token_hex(3)}", settings)
+        overlay, code = self.plan.look()
+        lacks = self.plan.lacks(code)
+        if lacks:
+            self._renew(lacks)  # closed, the session takes no call: the caller comes again with a new one
+        call = Call(f"c{next(self._numbers):05d}-{secrets.token_hex(3)}", settings, overlay)
         with self.changed:
             if self.closed:
                 raise SessionClosedError("the session is closed", job=self.job)
             self.calls[call.id] = call
         return call
+
+    def _renew(self, lacks: set[str]) -> None:
+        """Close, so that the next session's environment has what the user's code has come to import."""
+        said = f"the nodes lack {', '.join(sorted(lacks))}, imported since this session's environment was made"
+        if self.calls:
+            logger.warning("%s; they get it once the calls that run now have ended", said)
+        else:
+            self.close(said)
 
     def ready(self, call: Call, chunk: int, calls: int, function: str) -> None:
         """Queue a chunk of `calls` delayed calls of `function`, by whose name their cost is remembered."""
@@ -237,6 +242,7 @@ class Session:
                 return
             left = [entry for entry in self.under_way.values() if entry.call is call and entry.remaining]
             self.idle_since = time.monotonic()
+            self._nodes_asked = self._nodes_asked if self.calls else 0
             self.changed.notify_all()
         call.close()
         if left and not self.closed:
@@ -281,7 +287,7 @@ class Session:
                 with self.changed:
                     self.planner.finish(bundle.id)
                 continue
-            task = self._task_id(bundle, call, encoded)
+            task = call.task_id(encoded)
             entry = UnderWay(bundle, call, task, time.monotonic(), {chunk for chunk, _ in encoded})
             uploads.append(self.pool.submit(self._upload, entry, encoded))
             specs.append(self._task_spec(entry))
@@ -293,12 +299,31 @@ class Session:
             self.tasks_added += len(entries)
         if specs:
             self.cluster.batch.add_tasks(self.job, specs)
+        self._ask_for_nodes()
         with self.changed:
             late = [entry for entry in entries if entry.call.closed]
             self.changed.notify_all()
         for call in {entry.call for entry in late}:
             # Aborted between the plan and now, so that its abort did not see these tasks.
             self.pool.submit(self._abort, call, [entry for entry in late if entry.call is call])
+
+    def _ask_for_nodes(self) -> None:
+        """Have the nodes that the tasks fill, where the pool scales: its formula sees tasks minutes later."""
+        config = self.cluster.config
+        with self.changed:
+            slots = sum(entry.bundle.slots for entry in self.under_way.values())
+            nodes = min(config.nodes, -(-slots // config.max_tasks_per_node))
+            if config.fixed or nodes <= self._nodes_asked:
+                return
+            self._nodes_asked = nodes
+        self.pool.submit(self._demand, nodes)
+
+    def _demand(self, nodes: int) -> None:
+        try:
+            self.cluster.demand(nodes, cancelled=lambda: self.closed)
+        except JoblibAzureError as exc:
+            # There is a node already; the calls go on with those that the formula gives.
+            logger.warning("asking for %d node(s) of %r: %s", nodes, self.cluster, exc)
 
     def _encode(self, bundle: Bundle, call: Call) -> list[tuple[int, EncodedChunk]]:
         encoded = []
@@ -312,42 +337,18 @@ class Session:
                 call.deliver(chunk, exc)
         return encoded
 
-    def _task_id(self, bundle: Bundle, call: Call, encoded: list[tuple[int, EncodedChunk]]) -> str:
-        first = encoded[0][0]
-        attempt = call.attempts[first]
-        call.attempts.update(chunk for chunk, _ in encoded)
-        digest = hashlib.sha256()
-        for chunk, content in encoded:
-            digest.update(f"{chunk}:{len(content.data)};".encode() + content.data)
-        return f"{call.id}-{first:07d}-{attempt}-{digest.hexdigest()[:8]}"
-
     def _upload(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
-        settings, blobs = entry.call.settings, self.cluster.blobs
-        needed = {b.digest for _, c in encoded for b in c.buffers}
-        needed |= {b.digest for _, c in encoded for n in c.functions for b in entry.call.encoder.function(n)[1]}
+        call, blobs = entry.call, self.cluster.blobs
         life = timedelta(seconds=max(self.cluster.config.job_lease, 86400))
-        manifest = {
-            "call": entry.call.id,
-            "mmap_mode": settings.mmap_mode,
-            "path": list(settings.path),
-            "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
-            "urls": {digest: blobs.blob_url(BUFFERS, digest, life) for digest in sorted(needed)},
-        }
-        data, buffers = write_bundle(self.key, f"{self.job}/{entry.task}", manifest, encoded, entry.call.encoder)
-        for buffer in buffers.values():
-            self._store(buffer)
+        manifest = call.manifest(encoded, lambda digest: blobs.blob_url(BUFFERS, digest, life))
+        manifest["needs"] = environment.client_needs(frozenset(call.encoder.modules), self.plan.elsewhere)
+        data, buffers = write_bundle(self.key, f"{self.job}/{entry.task}", manifest, encoded, call.encoder)
+        self._buffers.store((*call.overlay, *buffers.values()))
         blobs.put(self.inputs, f"bundles/{entry.task}", data)
-
-    def _store(self, buffer: Buffer) -> None:
-        # Bundles are uploaded side by side: the first that needs a buffer stores it, the others wait for that.
-        with self._storing.setdefault(buffer.digest, threading.Lock()):
-            if buffer.digest not in self._stored:
-                self.cluster.blobs.put(BUFFERS, buffer.digest, buffer.data, overwrite=False)
-                self._stored.add(buffer.digest)
 
     def forget_buffers(self, digests: Iterable[str]) -> None:
         """A node did not find these in storage: store them again when they are next needed."""
-        self._stored.difference_update(digests)
+        self._buffers.forget(digests)
 
     def _task_spec(self, entry: UnderWay) -> TaskSpec:
         bundle, settings = entry.bundle, entry.call.settings
@@ -362,10 +363,11 @@ class Session:
             variables["JOBLIB_AZURE_THREADS"] = str(threads)
         return TaskSpec(
             id=entry.task,
-            command=environment.task_command(self.cluster.config.python),
+            command=self.plan.task_command,
             environment=variables,
             required_slots=bundle.slots,
             display_name=f"{bundle.calls} call(s) of {entry.call.function}"[:1024],
+            container=self._container,
         )
 
     # from the monitor -----------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_cores_come_from_the_name_of_the_size(size: str, cores: int) -> None:
         ({"nodes": -1}, "nodes = -1"),
         ({"maxTaskPerNode": 2}, "did you mean 'maxTasksPerNode'"),
         ({"name": "a pool"}, "name = 'a pool'"),
-        ({"vmSize": "Standard_X"}, "cores: missing"),
+        ({"vmSize": "Standard_X"}, "vmSize = 'Standard_X'"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:

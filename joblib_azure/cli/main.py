@@ -5,15 +5,25 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .common import Commands
+
+#: Commands by name: module beside this one, name in it, one line of help.
+_COMMANDS = {
+    "account": ("account", "account", "Make an account in your subscription, or remove it."),
+    "cluster": ("cluster", "cluster", "Create a pool, look at it, change its size, delete it."),
+    "config": ("config", "config", "Show what is set and where, or check a file."),
+    "doctor": ("doctor", "doctor", "Try all that a call needs, and say what to do."),
+    "init": ("init", "init", "Write cluster.json and credentials.json."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="joblib-azure")
 def main() -> None:
     """Run joblib and scikit-learn code on Azure Batch."""
 
 
-@main.command()
+@main.command(short_help="Compare loky and a local cluster on a grid search.")
 @click.option("--nodes", default=2, show_default=True, type=click.IntRange(1), help="Nodes of the local cluster.")
 @click.option("--cores-per-node", default=None, type=click.IntRange(1), help="By default the machine's, divided.")
 @click.option(

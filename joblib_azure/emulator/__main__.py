@@ -16,10 +16,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from .options import add_arguments, from_arguments
 from .process import KEY_VARIABLE, new_key
 from .processes import RUN_ID_VARIABLE
-
-_DEFAULT_JOB_QUOTA = 300
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--account", default="emulated", help="name of the Batch account")
     parser.add_argument("--root", type=Path, help="folder of the nodes (a temporary one, removed at the end)")
     parser.add_argument("--access-log", type=Path, help="file that takes one line a request")
-    parser.add_argument("--active-job-quota", type=int, default=_DEFAULT_JOB_QUOTA)
     parser.add_argument("--remove-root", action="store_true", help="remove the root at the end")
     parser.add_argument("--starter", type=int, help="stop when this parent process is gone")
+    parser.add_argument("--tls", action="store_true", help="serve https, with a certificate made for it")
+    parser.add_argument("--certfile", type=Path, help="serve https, with this certificate")
+    parser.add_argument("--keyfile", type=Path, help="the certificate's key, if it is in a file of its own")
+    add_arguments(parser)
     given = parser.parse_args(arguments)
     from .server import Settings, serve  # after parsing: --help needs no server
 
@@ -46,10 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
         account_key=os.environ.pop(KEY_VARIABLE, "") or new_key(),
         root=root.resolve(),
         run_id=os.environ.get(RUN_ID_VARIABLE) or uuid.uuid4().hex,
-        job_quota=given.active_job_quota,
+        options=from_arguments(given),
         access_log=given.access_log,
         remove_root=given.remove_root or given.root is None,
         starter=given.starter,
+        tls=given.tls,
+        certfile=given.certfile,
+        keyfile=given.keyfile,
     )
     asyncio.run(serve(settings, sys.stdout))
     return 0

@@ -1,22 +1,25 @@
-"""Pools and their nodes: resizing, booting, start tasks, rebooting, leaving."""
+"""Pools and how many nodes they have: resizing, by hand or by autoscale, within quota and capacity; deleting.
+
+A resize goes on until the pool has its targets, or as many nodes as can be had; what kept it from the targets is
+told in the pool's resize errors until the next resize begins. Nodes leave and come at the same time. Targets that
+autoscale sets while a resize is under way are taken up by it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import errors, nodes, times
-from .execution import KILLED, Command, Execution, Stopped, failure
-from .runner import REQUEUE, TERMINATE, ended_by_request
-from .state import Node, Pool, Progress
+from . import errors, nodes
+from .state import Node, Pool
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-_log = logging.getLogger(__name__)
+#: Nodes in these states do no work: they go first when a pool shrinks.
+_LOST = ("preempted", "unusable", "starttaskfailed")
+_KINDS = (True, False)  # dedicated, spot
 
 
 class Allocation:
@@ -26,223 +29,189 @@ class Allocation:
         self._engine = engine
 
     def add(self, pool: Pool) -> None:
-        """Take a new pool into the account and start its first resize.
+        """Take a new pool into the account; `resize` starts its first resize.
 
         Raises
         ------
         BatchError
-            409 `PoolExists`, `PoolQuotaReached`.
+            409 `PoolExists`, `PoolBeingDeleted`, `PoolQuotaReached`.
         """
         pools = self._engine.account.pools
-        if pool.id.lower() in pools:
-            raise errors.pool_exists()
-        if len(pools) >= self._engine.pool_quota:
-            raise errors.pool_quota(self._engine.pool_quota)
+        found = pools.get(pool.id.lower())
+        if found is not None:
+            raise errors.pool_being_deleted() if found.state == "deleting" else errors.pool_exists()
+        if len(pools) >= self._engine.options.pool_quota:
+            raise errors.pool_quota(self._engine.options.pool_quota)
         pools[pool.id.lower()] = pool
-        self._begin(pool, "requeue", None)
 
     def resize(self, pool: Pool, dedicated: int, spot: int, option: str) -> None:
-        pool.target_dedicated, pool.target_spot = dedicated, spot
+        """Begin to bring a steady pool to these targets."""
+        pool.target_dedicated, pool.target_spot, pool.deallocation = dedicated, spot, option
         pool.touch()
-        self._begin(pool, option, None)
+        self._begin(pool)
+
+    def retarget(self, pool: Pool, dedicated: int, spot: int, option: str) -> None:
+        """Set the targets of a pool that may be resizing, as autoscale does."""
+        before = (pool.target_dedicated, pool.target_spot)
+        pool.target_dedicated, pool.target_spot, pool.deallocation = dedicated, spot, option
+        if pool.allocation_state == "steady":
+            if before != (dedicated, spot) or self._short(pool) or self._surplus(pool):
+                self._begin(pool)
+        elif pool.retargeted is not None:
+            pool.retargeted.set()
 
     def remove(self, pool: Pool, leaving: list[Node], option: str) -> None:
         """Take these nodes out, and the targets down with them."""
         pool.target_dedicated -= sum(node.dedicated for node in leaving)
         pool.target_spot -= sum(not node.dedicated for node in leaving)
+        pool.deallocation = option
         pool.touch()
-        self._begin(pool, option, leaving)
+        self._begin(pool, leaving)
 
     def stop_resize(self, pool: Pool) -> None:
         if pool.allocation_state == "resizing":
-            pool.stop_resize = True
             pool.allocate("stopping")
             pool.touch()
+            self._stop(pool)
+
+    @staticmethod
+    def _stop(pool: Pool) -> None:
+        pool.stop_resize = True
+        if pool.retargeted is not None:
+            pool.retargeted.set()
 
     def delete(self, pool: Pool) -> None:
+        self._engine.autoscaler.disable(pool)
         pool.move("deleting")
         pool.touch()
         self._engine.spawn(self._delete(pool))
 
     async def _delete(self, pool: Pool) -> None:
-        pool.stop_resize = True
+        slept = self._engine.spawn(asyncio.sleep(self._engine.options.pool_deletion_seconds))
+        self._stop(pool)
         if pool.resizing is not None and not pool.resizing.done():
             await asyncio.wait([pool.resizing])
         pool.target_dedicated = pool.target_spot = 0
         pool.allocate("resizing")
-        await asyncio.gather(*(self._leave(node, "requeue") for node in list(pool.nodes.values())))
+        await asyncio.gather(*(self._engine.lives.leave(node, "requeue") for node in list(pool.nodes.values())))
+        await slept
         self._engine.account.pools.pop(pool.id.lower(), None)
 
     # -- resizing -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, pool: Pool, option: str, leaving: list[Node] | None) -> None:
+    def _begin(self, pool: Pool, leaving: list[Node] | None = None) -> None:
         pool.allocate("resizing")
         pool.resize_errors = []
         pool.stop_resize = False
-        pool.resizing = self._engine.spawn(self._resize(pool, option, leaving))
+        pool.retargeted = asyncio.Event()
+        pool.resizing = self._engine.spawn(self._resize(pool, pool.retargeted, leaving or []))
 
-    async def _resize(self, pool: Pool, option: str, leaving: list[Node] | None) -> None:
+    async def _resize(self, pool: Pool, retargeted: asyncio.Event, leaving: list[Node]) -> None:
         await asyncio.sleep(0)  # the answer to the request shows the pool resizing
+        loop = asyncio.get_running_loop()
+        limit = pool.resize_timeout.total_seconds() / self._engine.options.clock_rate
+        deadline = loop.time() + limit
+        departures = {self._engine.spawn(self._engine.lives.leave(node, pool.deallocation)) for node in leaving}
         try:
-            for node in self._surplus(pool) if leaving is None else leaving:
-                if pool.stop_resize or not await self._leave_in_time(pool, node, option):
+            while not pool.stop_resize:
+                retargeted.clear()
+                going = self._surplus(pool)
+                departures |= {self._engine.spawn(self._engine.lives.leave(node, pool.deallocation)) for node in going}
+                waits = self._grow(pool)
+                departures = {each for each in departures if not each.done()}
+                if not departures and not waits:
                     return
-            for dedicated, target in ((True, pool.target_dedicated), (False, pool.target_spot)):
-                have = sum(node.dedicated is dedicated for node in pool.live_nodes())
-                for _ in range(target - have):
-                    if pool.stop_resize:
-                        return
-                    self._add_node(pool, dedicated)
+                # documented: the timeout is for manual scaling; autoscale waits for its nodes to leave
+                bounded = waits or pool.autoscale is None
+                left = max(0.0, deadline - loop.time()) if bounded else None
+                if not await _any(departures, retargeted, left):
+                    self._fail(pool, "AllocationTimedout", _TIMED_OUT)
+                    return
+            if pool.state == "active":
+                self._fail(pool, "ResizeStopped", "Desired number of nodes could not be allocated: resize was stopped")
         finally:
             pool.allocate("steady")
             pool.touch()
 
     @staticmethod
-    def _surplus(pool: Pool) -> Iterable[Node]:
+    def _surplus(pool: Pool) -> list[Node]:
         surplus: list[Node] = []
-        for dedicated, target in ((True, pool.target_dedicated), (False, pool.target_spot)):
+        for dedicated in _KINDS:
             live = [node for node in pool.live_nodes() if node.dedicated is dedicated]
             # nodes that run nothing go first, the youngest of them before the others
-            live.sort(key=lambda node: (len(node.assigned), -node.sequence))
-            surplus += live[: max(0, len(live) - target)]
+            live.sort(key=lambda node: (node.state not in _LOST, len(node.assigned), -node.sequence))
+            surplus += live[: max(0, len(live) - _target(pool, dedicated))]
         return surplus
 
-    async def _leave_in_time(self, pool: Pool, node: Node, option: str) -> bool:
-        leaving = self._engine.spawn(self._leave(node, option))
-        done, _ = await asyncio.wait([leaving], timeout=pool.resize_timeout.total_seconds())
-        if not done:
-            text = "Desired number of nodes could not be reached as the resize timeout was reached"
-            pool.resize_errors = [{"code": "AllocationTimedOut", "message": text}]
-        return bool(done)
+    @staticmethod
+    def _lacks(pool: Pool, dedicated: bool) -> int:
+        return _target(pool, dedicated) - sum(node.dedicated is dedicated for node in pool.live_nodes())
+
+    def _short(self, pool: Pool) -> bool:
+        return any(self._lacks(pool, dedicated) > 0 for dedicated in _KINDS)
+
+    def _grow(self, pool: Pool) -> bool:
+        """Add the nodes that can be had; tell whether others are still waited for."""
+        options = self._engine.options
+        size = pool.spec["vmSize"].lower()
+        waits = False
+        for dedicated in _KINDS:
+            for _ in range(self._lacks(pool, dedicated)):
+                have = len(list(pool.live_nodes()))
+                if have >= options.failing_sizes.get(size, have + 1):
+                    self._fail(pool, "AllocationFailed", f"Desired number of {_kind(dedicated)} could not be allocated")
+                    break
+                if have >= options.timing_out_sizes.get(size, have + 1):
+                    waits = True
+                    break
+                if not self._within_quota(pool, dedicated):
+                    self._fail(pool, *_QUOTA[dedicated])
+                    break
+                self._add_node(pool, dedicated)
+        return waits
+
+    def _within_quota(self, pool: Pool, dedicated: bool) -> bool:
+        options = self._engine.options
+        quota = options.dedicated_core_quota if dedicated else options.spot_core_quota
+        if quota is None:
+            return True
+        pools: Iterable[Pool] = self._engine.account.pools.values()
+        used = sum(each.cores for each in pools for node in each.nodes.values() if node.dedicated is dedicated)
+        return used + pool.cores <= quota
+
+    @staticmethod
+    def _fail(pool: Pool, code: str, message: str) -> None:
+        if all(error["code"] != code for error in pool.resize_errors):
+            pool.resize_errors.append({"code": code, "message": message})
 
     def _add_node(self, pool: Pool, dedicated: bool) -> None:
         node = nodes.new_node(pool, self._engine.root, self._engine.cpus.take(pool.cores), dedicated=dedicated)
         pool.nodes[node.id] = node
-        node.booting = self._engine.spawn(self._boot(node))
+        self._engine.lives.boot(node)
 
-    # -- nodes --------------------------------------------------------------------------------------------------------
 
-    async def _boot(self, node: Node) -> None:
-        node.move("starting")
-        node.boot_time = times.now()
-        await asyncio.to_thread(nodes.make_folders, node)
-        spec = node.pool.spec.get("startTask")
-        if node.state == "leavingpool":
-            return
-        if spec is None:
-            node.move("idle")
-            self._engine.scheduler.poke()
-            return
-        waits = spec.get("waitForSuccess", True)
-        node.move("waitingforstarttask" if waits else "idle")
-        if not waits:
-            self._engine.scheduler.poke()
-        succeeded = await self._run_start_task(node, spec)
-        if waits and node.state == "waitingforstarttask":
-            node.move("idle" if succeeded else "starttaskfailed")
-            if not succeeded:
-                node.errors = [{"code": "StartTaskFailed", "message": "The start task failed on the node."}]
-            self._engine.scheduler.poke()
+#: What a resize ends with where the account has no more cores, dedicated or spot.
+_QUOTA = {
+    True: ("AccountCoreQuotaReached", "The specified account has reached core quota"),
+    False: ("AccountLowPriorityCoreQuotaReached", "The specified account has reached low priority core quota"),
+}
+_TIMED_OUT = "Desired number of nodes could not be reached as the resize timeout was reached"
 
-    async def _run_start_task(self, node: Node, spec: dict[str, Any]) -> bool:
-        progress = node.start_task = Progress()
-        directory = node.root / "startup"
-        command = Command(
-            command_line=spec["commandLine"],
-            directory=directory,
-            environment=self._engine.environment(node, directory, settings=spec.get("environmentSettings", [])),
-            cpus=node.cpus,
-            resource_files=spec.get("resourceFiles", []),
-            max_retries=spec.get("maxTaskRetryCount", 0),
-        )
-        node.running_start_task = Execution(self._engine.processes, command, progress)
-        try:
-            await node.running_start_task.run()
-        except Stopped:
-            progress.finish(KILLED, ended_by_request())
-        except Exception:
-            _log.exception("start task on %s", node.id)
-            progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "ServerError"))
-        node.running_start_task = None
-        return progress.result == "success"
 
-    async def _leave(self, node: Node, option: str) -> None:
-        pool = node.pool
-        node.move("leavingpool")
-        await self._clear(node, option)
-        for job in list(node.preparations):
-            job.preparations.pop(node.id, None)
-        await asyncio.to_thread(shutil.rmtree, node.root, ignore_errors=True)
-        pool.nodes.pop(node.id, None)
+def _target(pool: Pool, dedicated: bool) -> int:
+    return pool.target_dedicated if dedicated else pool.target_spot
 
-    async def _clear(self, node: Node, option: str) -> None:
-        """End everything that runs on a node, its tasks as the option says."""
-        if option in ("taskcompletion", "retaineddata"):
-            drivers = [task.driver for task in node.assigned if task.driver is not None]
-            if drivers:
-                await asyncio.wait(drivers)
-        else:
-            await self._engine.runner.stop(node.assigned, TERMINATE if option == "terminate" else REQUEUE)
-        if node.running_start_task is not None:
-            node.running_start_task.stop(TERMINATE)
-        if node.booting is not None and not node.booting.done():
-            await asyncio.wait([node.booting])
-        for preparation in list(node.preparations.values()):
-            await self._engine.runner.stop_preparation(preparation)
-        await self._engine.processes.sweep({"AZ_BATCH_NODE_ID": node.id})
 
-    def reboot(self, node: Node, option: str, *, reimage: bool) -> None:
-        """Boot a node again; with `reimage` it also loses its disk."""
-        self._check_restartable(node)
-        node.move("reimaging" if reimage else "rebooting")
-        self._engine.spawn(self._reboot(node, option, reimage))
+def _kind(dedicated: bool) -> str:
+    return "dedicated nodes" if dedicated else "low priority nodes"
 
-    @staticmethod
-    def _check_restartable(node: Node) -> None:
-        if node.state not in ("idle", "running", "starttaskfailed"):
-            codes = {
-                "creating": ("NodeBeingCreated", "The specified node is being created."),
-                "starting": ("NodeBeingStarted", "The specified node is being started."),
-                "waitingforstarttask": ("NodeBeingStarted", "The specified node is being started."),
-                "rebooting": ("NodeBeingRebooted", "The specified node is being rebooted."),
-                "reimaging": ("NodeBeingReimaged", "The specified node is being reimaged."),
-                "unusable": ("NodeStateUnusable", "The specified node is unusable."),
-            }
-            default = ("OperationInvalidForCurrentState", "The node is not in a state to be restarted.")
-            raise errors.conflict(*codes.get(node.state, default), {"NodeState": node.state})
 
-    async def _reboot(self, node: Node, option: str, reimage: bool) -> None:
-        await self._clear(node, option)
-        for job, preparation in list(node.preparations.items()):
-            again = job.spec["jobPreparationTask"].get("rerunOnNodeRebootAfterSuccess", True)
-            if reimage or (not preparation.barred and again):
-                del node.preparations[job]
-        lost = node.root if reimage else node.root / "volatile"
-        await asyncio.to_thread(shutil.rmtree, lost, ignore_errors=True)
-        node.errors, node.start_task = [], None
-        if node.state != "leavingpool":
-            node.booting = self._engine.spawn(self._boot(node))
-
-    # -- scheduling ---------------------------------------------------------------------------------------------------
-
-    def set_scheduling(self, node: Node, enabled: bool, option: str) -> None:
-        if node.scheduling_enabled is enabled:
-            text = "The specified node is already in the target scheduling state."
-            raise errors.conflict("NodeAlreadyInTargetSchedulingState", text)
-        node.scheduling_enabled = enabled
-        if enabled:
-            if node.state == "offline":
-                node.move("running" if node.assigned else "idle")
-            self._engine.scheduler.poke()
-        else:
-            self._engine.spawn(self._take_offline(node, option))
-
-    async def _take_offline(self, node: Node, option: str) -> None:
-        if option == "taskcompletion":
-            drivers = [task.driver for task in node.assigned if task.driver is not None]
-            if drivers:
-                await asyncio.wait(drivers)
-        else:
-            await self._engine.runner.stop(node.assigned, TERMINATE if option == "terminate" else REQUEUE)
-        if not node.scheduling_enabled and node.state in ("idle", "running"):
-            node.move("offline")
+async def _any(departures: set[asyncio.Task[None]], event: asyncio.Event, timeout: float | None) -> bool:
+    """Wait until a departure is over or the event is set; tell whether that was in time."""
+    signal = asyncio.ensure_future(event.wait())
+    waiting: set[asyncio.Future[object]] = {signal, *departures}  # type: ignore[arg-type]
+    try:
+        done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signal.cancel()
+    return bool(done)

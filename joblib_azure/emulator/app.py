@@ -1,8 +1,9 @@
 """HTTP: from a request to a `Call`, and from an answer or an error to a response.
 
-    body limit ─► SharedKey ─► operation by path and verb ─► api-version ─► query ─► body ─► handler
+    body limit ─► who asks ─► operation by path and verb ─► api-version ─► query ─► body ─► handler
 
-Every operation of the API description is known here; one without a handler answers 501, never with a silent success.
+Paths below ``/_emulator`` are the emulator's own (see `control`). Every operation of the API description is known
+here; one without a handler answers 501, never with a silent success.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from . import errors, handlers, schema, times
-from .auth import SharedKey
+from .auth import Authentication
 from .calls import Answer, Call, handler_of
 from .conditions import NotModified
+from .control import KEY_HEADER, PREFIX, Control
 from .engine import Engine
 from .schema import Operation
+from .tokens import Principal
 
 _log = logging.getLogger(__name__)
 __all__ = ["BatchApp", "handlers"]
@@ -43,9 +46,10 @@ AccessLog = Callable[[str, str, int, float], None]
 class BatchApp:
     """The ASGI application of one account."""
 
-    def __init__(self, engine: Engine, auth: SharedKey, access_log: AccessLog | None = None) -> None:
+    def __init__(self, engine: Engine, auth: Authentication, access_log: AccessLog | None = None) -> None:
         self._engine = engine
         self._auth = auth
+        self._control = Control(engine, auth)
         self._access_log = access_log
         self._routes = [(compile_path(each.path)[0], each) for each in _by_path_length(schema.operations())]
         self._file_routes = [
@@ -99,7 +103,7 @@ class BatchApp:
         }
         text = f"{error.message}\nRequestId:{request_id}\nTime:{times.iso(times.now())}"
         body["message"] = {"lang": "en-US", "value": text}
-        return Answer(status=error.status, body=json.dumps(body).encode())
+        return Answer(status=error.status, headers=error.headers, body=json.dumps(body).encode())
 
     async def _answer(self, request: Request) -> Answer:
         raw = await _read_body(request)
@@ -108,8 +112,11 @@ class BatchApp:
         headers = dict(request.headers)
         query_string = request.scope["query_string"].decode("latin-1")
         raw_path = request.scope.get("raw_path", path.encode()).decode("latin-1")
-        self._auth.check(method, raw_path, query_string, headers)
+        if path.startswith(PREFIX):
+            return self._control.answer(method, path, _query(query_string), headers.get(KEY_HEADER, ""))
+        principal = self._auth.check(method, raw_path, query_string, headers)
         operation, params = self._find(method, path)
+        self._authorize(principal, operation)
         query = _query(query_string)
         version = query.get("api-version")
         if version is None:
@@ -130,8 +137,19 @@ class BatchApp:
             headers=headers,
             body=_body(operation, raw, headers, legacy=version != API_VERSIONS[0]),
             path=path,
+            principal=principal,
         )
         return await handler(call)
+
+    def _authorize(self, principal: Principal, operation: Operation) -> None:
+        """Refuse what the role Azure Batch Job Submitter lacks: it reads all, and changes jobs and tasks only."""
+        options = self._engine.options
+        changes = operation.method not in ("GET", "HEAD") and not operation.path.startswith(("/jobs", "/jobschedules"))
+        if principal.token and principal.object_id in options.job_submitters and changes:
+            raise errors.insufficient_permissions(
+                f"The client '{principal.object_id}' with the role Azure Batch Job Submitter is not authorized to "
+                f"perform '{operation.name}'."
+            )
 
     def _find(self, method: str, path: str) -> tuple[Operation, dict[str, str]]:
         path = path.rstrip("/") or "/"

@@ -1,6 +1,6 @@
-"""SharedKey: whether a request was signed with the account's key.
+"""Who asks: the holder of the account's key (SharedKey), or of an Entra token (Bearer; see `tokens`).
 
-The string to sign is that of
+The string that SharedKey signs is that of
 https://learn.microsoft.com/rest/api/batchservice/authenticate-requests-to-the-azure-batch-service: the verb, eleven
 headers, the ``ocp-`` headers, the account with the path as it was sent, and the query.
 """
@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from urllib.parse import parse_qs
 
-from . import errors, times
+from . import errors, times, tokens
+from .options import Options
+from .tokens import Principal
 
 SIGNED_HEADERS = (
     "content-encoding",
@@ -34,33 +36,39 @@ SIGNED_HEADERS = (
 MAX_SKEW = timedelta(minutes=15)
 
 
-class SharedKey:
-    """Checks the Authorization header against one account's name and key."""
+class Authentication:
+    """Checks the Authorization header: against one account's name and key, or the account's rules for tokens."""
 
-    def __init__(self, account_name: str, account_key: str) -> None:
+    def __init__(self, account_name: str, account_key: str, options: Options | None = None) -> None:
         self.account_name = account_name
         self._key = base64.b64decode(account_key, validate=True)
+        self._options = options or Options()
 
     def __repr__(self) -> str:
-        return f"SharedKey(account_name={self.account_name!r}, account_key='***')"
+        return f"Authentication(account_name={self.account_name!r}, account_key='***')"
 
-    def check(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> None:
-        """Return if the request is authentic.
+    def check(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> Principal:
+        """Return who asks, if the request is authentic.
 
         Raises
         ------
         BatchError
-            401 without credentials, 400 for a header of another form, 403 for a wrong signature or an old date.
+            401 without credentials or with a token that does not hold, 400 for a header of another form, 403 for a
+            wrong signature or an old date, and where the account takes no shared key.
         """
         header = headers.get("authorization", "")
         if not header:
             raise errors.authentication_missing()
         scheme, _, credential = header.partition(" ")
         if scheme.lower() == "bearer":
-            raise errors.authentication_failed("This account takes SharedKey only; the emulator knows no Entra tokens.")
+            return tokens.check(credential, self._options)
         account, separator, signature = credential.strip().partition(":")
         if scheme != "SharedKey" or not separator:
             raise errors.invalid_authentication_info("Expected 'SharedKey <account>:<signature>'.")
+        if self._options.refuse_shared_key:
+            raise errors.authentication_failed(
+                "The specified type of authentication SharedKey is not allowed for this account."
+            )
         if account != self.account_name:
             raise errors.authentication_failed(f"The account '{account}' is not served here.")
         self._check_date(headers)
@@ -75,6 +83,11 @@ class SharedKey:
                 "The MAC signature found in the HTTP request is not the same as any computed signature. "
                 f"Server used the following string to sign: '{signed}'."
             )
+        return Principal(token=False)
+
+    def holds_key(self, given: str) -> bool:
+        """Whether this is the account's key itself."""
+        return hmac.compare_digest(given.encode(), base64.b64encode(self._key))
 
     def signature(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> bytes:
         signed = string_to_sign(self.account_name, method, raw_path, raw_query, headers)

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from . import conditions, errors, odata, times
 from .schema import Operation
 from .state import Resource
+from .tokens import Principal
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -38,6 +39,7 @@ class Call:
     headers: Mapping[str, str]
     body: dict[str, Any]
     path: str
+    principal: Principal
 
     @property
     def base(self) -> str:

@@ -1,6 +1,6 @@
 """The service behind the API: puts account, scheduler, runner, allocation and processes together.
 
-    handlers ─► jobs, allocation ─► scheduler ─► runner ─► execution ─► processes
+    handlers ─► jobs, autoscaler ─► allocation ─► nodelife ─► scheduler ─► runner ─► execution ─► processes
                       state (account, pools, nodes, jobs, tasks) beneath all of them
 
 Everything runs on one event loop; processes are started, files moved and the machine scanned in threads.
@@ -16,17 +16,16 @@ from typing import Any
 
 from . import nodes
 from .allocation import Allocation
+from .autoscaler import Autoscaler
 from .jobs import Jobs
+from .nodelife import NodeLives
+from .options import Options
 from .processes import Processes
 from .runner import Runner
 from .scheduler import Scheduler
 from .state import Account, Job, Node
 
 _log = logging.getLogger(__name__)
-
-#: https://learn.microsoft.com/azure/batch/batch-quota-limit
-DEFAULT_JOB_QUOTA = 300
-DEFAULT_POOL_QUOTA = 100
 
 
 class Engine:
@@ -39,21 +38,21 @@ class Engine:
         endpoint: str,
         root: Path,
         run_id: str,
-        job_quota: int = DEFAULT_JOB_QUOTA,
-        pool_quota: int = DEFAULT_POOL_QUOTA,
+        options: Options,
     ) -> None:
         self.account = Account(account_name)
         self.endpoint = endpoint
         self.root = root
         self.run_id = run_id
-        self.job_quota = job_quota
-        self.pool_quota = pool_quota
+        self.options = options
         self.cpus = nodes.CpuAllotment()
         self.processes = Processes(run_id)
         self.runner = Runner(self)
         self.jobs = Jobs(self)
+        self.lives = NodeLives(self)
         self.allocation = Allocation(self)
         self.scheduler = Scheduler(self.account, self.runner.start)
+        self.autoscaler = Autoscaler(self)
         self._background: set[asyncio.Task[None]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -91,6 +90,7 @@ class Engine:
 
     async def close(self) -> None:
         """Kill every process of every node; nothing can be started afterwards."""
+        self.autoscaler.close()
         await self.processes.close()
         for task in list(self._background):
             task.cancel()

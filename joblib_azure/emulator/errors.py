@@ -12,8 +12,16 @@ from typing import Any
 class BatchError(Exception):
     """An answer other than success: the HTTP status, the service's code, and the text that says what to do."""
 
-    def __init__(self, status: int, code: str, message: str, values: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        values: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(f"{status} {code}: {message}")
+        self.headers = headers or {}
         self.status = status
         self.code = code
         self.message = message
@@ -44,8 +52,27 @@ def authentication_failed(detail: str) -> BatchError:
 
 
 def authentication_missing() -> BatchError:
-    detail = "The Authorization header is missing: sign the request with SharedKey."
+    detail = "The Authorization header is missing: sign the request with SharedKey, or send a Bearer token."
     return BatchError(401, "AuthenticationFailed", detail, {"AuthenticationErrorDetail": detail})
+
+
+def token_refused(detail: str) -> BatchError:
+    text = "Server failed to authenticate the request. Make sure the value of Authorization header is formed correctly."
+    challenge = {"WWW-Authenticate": 'Bearer authorization_uri="https://login.microsoftonline.com/common"'}
+    return BatchError(401, "AuthenticationFailed", text, {"AuthenticationErrorDetail": detail}, challenge)
+
+
+def needs_token(kind: str) -> BatchError:
+    """For what Azure gives to tokens only, since other resources of the subscription take part (kind: Network, …)."""
+    return authentication_failed(
+        f"The specified type of authentication SharedKey is not allowed when external resources of type {kind} are "
+        "linked."
+    )
+
+
+def insufficient_permissions(detail: str) -> BatchError:
+    text = "The account being accessed does not have sufficient permissions to execute this operation."
+    return BatchError(403, "InsufficientAccountPermissions", text, {"Reason": detail})
 
 
 def invalid_authentication_info(detail: str) -> BatchError:
@@ -146,6 +173,24 @@ def invalid_property(name: str, value: object, reason: str) -> BatchError:
         "The value provided for one of the properties in the request body is invalid.",
         {"PropertyName": name, "PropertyValue": str(value), "Reason": reason},
     )
+
+
+def invalid_autoscale(detail: str) -> BatchError:
+    text = "The specified autoscaling settings are invalid."
+    return BatchError(400, "InvalidAutoScalingSettings", text, {"Reason": detail})
+
+
+def invalid_formula(code: str, message: str, detail: str) -> BatchError:
+    """For a formula that is none: `AutoScalingFormulaSyntaxError`, `AutoScalingFormulaTooLong`."""
+    return BatchError(400, code, message, {"Message": detail})
+
+
+def too_many_enables() -> BatchError:
+    # 503 in the table of the service's codes; no other status is documented for it
+    text = (
+        "Too many Enable Pool AutoScale requests are issued on the pool: they must be separated by at least 30 seconds."
+    )
+    return BatchError(503, "TooManyEnableAutoScaleRequests", text)
 
 
 def invalid_range(value: str, size: int) -> BatchError:

@@ -34,8 +34,8 @@ class Jobs:
         jobs = self._engine.account.jobs
         if spec["id"].lower() in jobs:
             raise errors.job_exists()
-        if sum(job.state != "completed" for job in jobs.values()) >= self._engine.job_quota:
-            raise errors.job_quota(self._engine.job_quota)
+        if sum(job.state != "completed" for job in jobs.values()) >= self._engine.options.active_job_quota:
+            raise errors.job_quota(self._engine.options.active_job_quota)
         job = Job(id=spec["id"], state="active", spec=spec)
         job.progress.start = job.created
         jobs[job.id.lower()] = job

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import mounts
 from .processes import RUN_ID_VARIABLE
 from .state import Job, Node, Pool
 
@@ -62,6 +63,8 @@ def new_node(pool: Pool, root: Path, cpus: frozenset[int], *, dedicated: bool) -
 def make_folders(node: Node) -> None:
     for name in ("applications", "fsmounts", "shared", "startup/wd", "volatile", "workitems"):
         (node.root / name).mkdir(parents=True, exist_ok=True)
+    for path in mounts.paths(node.pool.spec):
+        (node.root / "fsmounts" / path).mkdir(parents=True, exist_ok=True)
 
 
 def task_directory(node: Node, job: Job, task_id: str) -> Path:

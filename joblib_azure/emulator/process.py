@@ -9,12 +9,18 @@ import os
 import secrets
 import select
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from .options import Options
 
 KEY_VARIABLE = "BATCH_EMULATOR_ACCOUNT_KEY"
 DEFAULT_ACCOUNT = "emulated"
@@ -23,7 +29,7 @@ STOP_SECONDS = 20.0
 
 
 class EmulatorError(RuntimeError):
-    """The emulator did not start; the text ends with what it wrote."""
+    """The emulator did not start (the text ends with what it wrote), or refused what a method asked of it."""
 
 
 def new_key() -> str:
@@ -49,13 +55,19 @@ class BatchEmulator:
         Folder that holds the nodes. By default a temporary one, removed at the end.
     access_log : path, optional
         File that takes one line for each request: verb, path, status, milliseconds.
-    active_job_quota : int, default=300
-        Jobs that may be active at a time.
+    tls : bool, default=False
+        Serve https, with a certificate of its own; `certificate` is what a client trusts.
+    certfile, keyfile : path, optional
+        Serve https with this certificate and key.
+    **behaviour
+        How the account behaves, quotas and faults: the fields of `joblib_azure.emulator.options.Options`.
 
     Attributes
     ----------
     endpoint : str
-        ``http://127.0.0.1:<port>``.
+        ``http://127.0.0.1:<port>``, or ``https://…``.
+    certificate : pathlib.Path or None
+        The certificate of an endpoint with https: ``connection_verify=str(emulator.certificate)``.
     account_name, account_key : str
         What clients sign their requests with.
     root : pathlib.Path
@@ -67,6 +79,8 @@ class BatchEmulator:
     ------
     EmulatorError
         If the emulator does not answer within a minute, or ends before.
+    TypeError, ValueError
+        For an option that does not exist, or a value out of range.
 
     Examples
     --------
@@ -85,8 +99,12 @@ class BatchEmulator:
         account_key: str | None = None,
         root: str | os.PathLike[str] | None = None,
         access_log: str | os.PathLike[str] | None = None,
-        active_job_quota: int | None = None,
+        tls: bool = False,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
+        **behaviour: Any,
     ) -> None:
+        options = Options(**behaviour)
         self.account_name = account_name or DEFAULT_ACCOUNT
         self.account_key = account_key or new_key()
         self._owns_root = root is None
@@ -94,14 +112,19 @@ class BatchEmulator:
         self.root.mkdir(parents=True, exist_ok=True)
         self._log = self.root / "emulator.log"
         self.endpoint = ""
+        self.certificate: Path | None = None
         command = [sys.executable, "-m", "joblib_azure.emulator", "--port", str(port), "--account", self.account_name]
         command += ["--root", str(self.root), "--starter", str(os.getpid())]
         if self._owns_root:
             command.append("--remove-root")
         if access_log is not None:
             command += ["--access-log", str(Path(access_log).resolve())]
-        if active_job_quota is not None:
-            command += ["--active-job-quota", str(active_job_quota)]
+        if tls:
+            command.append("--tls")
+        for flag, file in (("--certfile", certfile), ("--keyfile", keyfile)):
+            if file is not None:
+                command += [flag, str(Path(file).resolve())]
+        command += options.arguments()
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -136,6 +159,7 @@ class BatchEmulator:
                 raise EmulatorError(f"The Batch emulator ended with exit code {code} before it listened.{self._tail()}")
             line += piece
         ready = json.loads(line)
+        self.certificate = Path(ready["certificate"]) if ready.get("certificate") else None
         return str(ready["endpoint"])
 
     def _tail(self) -> str:
@@ -149,6 +173,29 @@ class BatchEmulator:
     def pid(self) -> int:
         """The emulator's process."""
         return self._process.pid
+
+    # -- what happens to nodes of itself ----------------------------------------------------------------------------
+
+    def preempt_node(self, pool: str, node: str, seconds: float | None = None) -> None:
+        """Preempt a spot node; it comes back after these seconds, or with `restore_node`."""
+        self._control(f"pools/{pool}/nodes/{node}/preempt" + ("" if seconds is None else f"?seconds={seconds}"))
+
+    def mark_node_unusable(self, pool: str, node: str) -> None:
+        """Make a node unusable."""
+        self._control(f"pools/{pool}/nodes/{node}/unusable")
+
+    def restore_node(self, pool: str, node: str) -> None:
+        """Bring back a node that was preempted or unusable."""
+        self._control(f"pools/{pool}/nodes/{node}/restore")
+
+    def _control(self, path: str) -> None:
+        headers = {"x-emulator-key": self.account_key}
+        request = urllib.request.Request(f"{self.endpoint}/_emulator/{path}", b"", headers, method="POST")
+        context = ssl.create_default_context(cafile=str(self.certificate)) if self.certificate else None
+        try:
+            urllib.request.urlopen(request, timeout=STOP_SECONDS, context=context).close()
+        except urllib.error.HTTPError as exc:
+            raise EmulatorError(f"{path}: {exc.code} {exc.read().decode(errors='replace')}") from None
 
     def stop(self) -> None:
         """Stop the emulator and every process of its nodes; once more does no harm."""

@@ -21,8 +21,10 @@ from typing import TextIO
 import uvicorn
 
 from .app import AccessLog, BatchApp
-from .auth import SharedKey
+from .auth import Authentication
 from .engine import Engine
+from .options import Options
+from .tls import make_certificate
 
 _log = logging.getLogger(__name__)
 _PARENT_LOOK_SECONDS = 0.5
@@ -37,10 +39,13 @@ class Settings:
     account_key: str
     root: Path
     run_id: str
-    job_quota: int
+    options: Options
     access_log: Path | None = None
     remove_root: bool = False
     starter: int | None = None
+    tls: bool = False
+    certfile: Path | None = None
+    keyfile: Path | None = None
 
     def __repr__(self) -> str:
         return f"Settings(port={self.port}, account_name={self.account_name!r}, account_key='***', root={self.root})"
@@ -58,16 +63,19 @@ async def serve(settings: Settings, out: TextIO) -> None:
     """Serve until SIGTERM, SIGINT, the end of stdin or of the starter; then kill every process of every node."""
     loop = asyncio.get_running_loop()
     listener = _listen(settings.port)
-    endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    certfile, keyfile = settings.certfile, settings.keyfile
+    if settings.tls and certfile is None:
+        certfile, keyfile = make_certificate(settings.root)
+    endpoint = f"{'https' if certfile else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     engine = Engine(
         account_name=settings.account_name,
         endpoint=endpoint,
         root=settings.root,
         run_id=settings.run_id,
-        job_quota=settings.job_quota,
+        options=settings.options,
     )
     with _access_log(settings.access_log) as log:
-        app = BatchApp(engine, SharedKey(settings.account_name, settings.account_key), log)
+        app = BatchApp(engine, Authentication(settings.account_name, settings.account_key, settings.options), log)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -78,6 +86,8 @@ async def serve(settings: Settings, out: TextIO) -> None:
             server_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
+            ssl_certfile=certfile,
+            ssl_keyfile=keyfile,
         )
         server = _Server(config)
 
@@ -94,7 +104,13 @@ async def serve(settings: Settings, out: TextIO) -> None:
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
             if server.started:
-                ready = {"endpoint": endpoint, "account_name": settings.account_name, "pid": os.getpid()}
+                ready: dict[str, object] = {
+                    "endpoint": endpoint,
+                    "account_name": settings.account_name,
+                    "pid": os.getpid(),
+                }
+                if certfile is not None:
+                    ready["certificate"] = str(certfile)
                 with contextlib.suppress(BrokenPipeError):
                     out.write(json.dumps(ready) + "\n")
                     out.flush()

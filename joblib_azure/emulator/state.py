@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import times
+from .autoscale import METRICS, Formula, History
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -97,6 +98,17 @@ class Preparation:
 
 
 @dataclass(eq=False, kw_only=True)
+class AutoscaleState:
+    """Autoscale of a pool."""
+
+    formula: Formula
+    interval: timedelta
+    #: The `autoScaleRun` of the last evaluation.
+    run: dict[str, Any] | None = None
+    schedule: asyncio.TimerHandle | None = None
+
+
+@dataclass(eq=False, kw_only=True)
 class Pool(Resource):
     spec: dict[str, Any]
     cores: int
@@ -111,6 +123,16 @@ class Pool(Resource):
     #: The coroutine that brings the number of nodes to the target.
     resizing: asyncio.Task[None] | None = None
     stop_resize: bool = False
+    #: Set while a resize is under way, to have it look at the targets again.
+    retargeted: asyncio.Event | None = None
+    #: What becomes of the tasks of nodes that leave.
+    deallocation: str = "requeue"
+    #: The formula and what came of it; None: targets are set by hand.
+    autoscale: AutoscaleState | None = None
+    #: When autoscale was last enabled by a request, on the event loop's clock.
+    autoscale_enabled: float | None = None
+    #: The samples of the pool's variables.
+    histories: dict[str, History] = field(default_factory=lambda: {name: History() for name in METRICS})
 
     def allocate(self, state: str) -> None:
         if state != self.allocation_state:

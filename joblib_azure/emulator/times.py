@@ -63,3 +63,16 @@ def parse_duration(text: str) -> timedelta | None:
         return timedelta(**parts)
     except OverflowError:
         return None
+
+
+def duration(value: timedelta) -> str:
+    """``PT1H30M``, ``P7D``."""
+    days, seconds = value.days, value.seconds + value.microseconds / 1e6
+    parts = ((int(seconds // 3600), "H"), (int(seconds // 60 % 60), "M"), (seconds % 60, "S"))
+    clock = "".join(f"{number:g}{unit}" for number, unit in parts if number)
+    return (
+        "P"
+        + (f"{days}D" if days else "")
+        + (f"T{clock}" if clock or not days else "")
+        + ("" if clock or days else "0S")
+    )

@@ -35,8 +35,10 @@ _POOL_ALSO = (
     "startTask",
     "applicationPackageReferences",
     "metadata",
+    "mountConfiguration",
     "upgradePolicy",
 )
+_SECRETS = frozenset({"accountKey", "sasKey", "password"})
 DEFAULT_IDENTITY = {"autoUser": {"scope": "task", "elevationLevel": "nonadmin"}}
 
 
@@ -110,11 +112,16 @@ def pool(item: Pool, base: str) -> dict[str, Any]:
         "currentLowPriorityNodes": sum(not node.dedicated for node in item.nodes.values()),
         "targetDedicatedNodes": item.target_dedicated,
         "targetLowPriorityNodes": item.target_spot,
-        "enableAutoScale": False,
+        "enableAutoScale": item.autoscale is not None,
         "enableInterNodeCommunication": spec.get("enableInterNodeCommunication", False),
         "taskSlotsPerNode": item.slots,
         "taskSchedulingPolicy": {"nodeFillType": item.fill_type},
     }
+    if item.autoscale is not None:
+        found["autoScaleFormula"] = item.autoscale.formula.text
+        found["autoScaleEvaluationInterval"] = times.duration(item.autoscale.interval)
+        if item.autoscale.run is not None:
+            found["autoScaleRun"] = item.autoscale.run
     if item.resize_errors:
         found["resizeErrors"] = item.resize_errors
     if "userAccounts" in spec:  # passwords are never returned
@@ -122,7 +129,14 @@ def pool(item: Pool, base: str) -> dict[str, Any]:
             {name: value for name, value in account.items() if name in ("name", "elevationLevel")}
             for account in spec["userAccounts"]
         ]
-    return found | {name: spec[name] for name in _POOL_ALSO if name in spec}
+    return found | {name: _without_secrets(spec[name]) for name in _POOL_ALSO if name in spec}
+
+
+def _without_secrets(value: Any) -> Any:
+    """Keys and passwords go in and never come out."""
+    if isinstance(value, dict):
+        return {name: _without_secrets(item) for name, item in value.items() if name not in _SECRETS}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 def node(item: Node, base: str) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def node(item: Node, base: str) -> dict[str, Any]:
     if item.recent:
         found["recentTasks"] = [_recent(task, base) for task in reversed(item.recent)]
     if "startTask" in item.pool.spec:
-        found["startTask"] = item.pool.spec["startTask"]
+        found["startTask"] = _without_secrets(item.pool.spec["startTask"])
     if item.start_task is not None:
         found["startTaskInfo"] = progress(item.start_task, state=True)
     if item.errors:

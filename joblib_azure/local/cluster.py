@@ -6,6 +6,7 @@ same SDKs as to Azure, and does not know the difference.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -16,8 +17,9 @@ from types import TracebackType
 from pydantic import SecretStr
 
 from ..cluster import Cluster
+from ..cluster.connections import Connections
 from ..config import AccountConfig, ClusterConfig
-from ..errors import LocalClusterError
+from ..errors import LocalClusterError, MissingExtraError
 from .host import LocalHost
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,21 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 60.0
 #: Seconds that the first emulated node may take; it has no machine to boot.
 _NODE_SECONDS = 60.0
+#: What the extra [local] brings that nothing else does.
+_EXTRA = ("starlette", "uvicorn", "psutil")
 
 
 def _to_stderr(line: str) -> None:
     sys.stderr.write(line + "\n")
+
+
+def _check_extra() -> None:
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"a local cluster needs {', '.join(missing)}, of the extra [local]: "
+            'python -m pip install "joblib_azure[local]"'
+        )
 
 
 def machine_cores() -> int:
@@ -58,6 +71,8 @@ class LocalCluster(Cluster):
     ------
     ConfigurationError
         Where a number is out of its bounds. Nothing was started then.
+    MissingExtraError
+        Where the package was installed without its extra ``[local]``.
 
     Notes
     -----
@@ -80,6 +95,7 @@ class LocalCluster(Cluster):
         *,
         notify: Callable[[str], None] = logger.warning,
     ) -> None:
+        _check_extra()
         machine = machine_cores()
         cores = max(1, machine // max(1, nodes)) if cores_per_node is None else cores_per_node
         config = ClusterConfig.read(
@@ -88,6 +104,7 @@ class LocalCluster(Cluster):
                 "vm_size": f"Emulated_C{cores}",
                 "cores": cores,
                 "nodes": nodes,
+                "pool_size": {"autoscale_formula": "FIXED"},
                 "max_tasks_per_node": max_tasks_per_node,
                 "python": sys.executable,
                 "node_timeout": _NODE_SECONDS,
@@ -101,8 +118,7 @@ class LocalCluster(Cluster):
                 "see cores that are not there. Use more nodes instead: they may share cores"
             )
         # No account yet: the servers choose their ports and keys when they start.
-        self.config = config
-        self._account = self._batch = self._blobs = None
+        self._prepare(config)
         self._host: LocalHost | None = None
         self._notify = notify
         self._lock = threading.Lock()
@@ -144,7 +160,7 @@ class LocalCluster(Cluster):
         """How to reach Azurite."""
         return self.host.storage_connection_string
 
-    def open(self) -> None:
+    def open(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start the servers, if they do not run, and create the pool.
 
         Raises
@@ -159,13 +175,14 @@ class LocalCluster(Cluster):
                 host = LocalHost(notify=self._notify)
                 host.start(_START_SECONDS)
                 self._host = host
-                self._account = AccountConfig(
+                account = AccountConfig(
                     batch_account=host.account_name,
                     batch_endpoint=host.batch_endpoint,
                     batch_key=SecretStr(host.account_key),
                     storage_connection_string=SecretStr(host.storage_connection_string),
                 )
-            super().open()
+                self._connections = Connections(account)
+            super().open(cancelled)
 
     def check(self) -> None:
         """Raise `LocalClusterError` where the servers have died."""
@@ -177,15 +194,13 @@ class LocalCluster(Cluster):
 
     def close(self) -> None:
         """End the cluster's session, if it has one, and stop the servers with everything that runs on them."""
-        from ..registry import close_sessions
-
-        close_sessions(self)
+        self._end_sessions()
         with self._lock:
             self._stop()
 
     def _stop(self) -> None:
-        super().close()
-        self._account = None
+        self._disconnect()
+        self._connections = None
         host, self._host = self._host, None
         if host is not None:
             host.stop()

@@ -1,4 +1,4 @@
-"""The command line of a Batch task, and that of the runner which the task starts."""
+"""The command lines of a node: a Batch task's, its runner's, and the job preparation's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """Run a Batch task, or a runner where its two pipes are given."""
+    """Run a Batch task, a runner where its two pipes are given, or the job's preparation."""
+    if argv[:1] == ["prepare"]:
+        from .prepare import main as prepare
+
+        return prepare(argv[1:])
     if argv[:1] == ["runner"]:
         from .runner import main as runner
 

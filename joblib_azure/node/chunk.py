@@ -25,6 +25,7 @@ from . import arrays
 from .journal import JournalWriter
 from .limits import library_threads
 from .nested import NestedBackend, close_nested_pool
+from .overlay import use_overlay
 
 # backend="azure" named inside a call means the cores that the call has.
 register_parallel_backend("azure", NestedBackend)
@@ -58,6 +59,7 @@ class Setting(NamedTuple):
     mmap_mode: str | None  #: how buffers are mapped; None: each call gets copies of its own
     where: str  #: "node …, task …", for tracebacks
     path: tuple[str, ...]  #: further entries of sys.path
+    overlay: str | None  #: folder of the user's own modules
     threads: int | None  #: inner_max_num_threads
     initializer: str | None  #: base64 of the pickle of a function and its arguments
 
@@ -114,7 +116,8 @@ def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _prepare_process(setting: Setting) -> None:
-    """Give this process what the bundle's calls expect to find: the path and the thread limits."""
+    """Give this process what the bundle's calls expect to find: the modules and the thread limits."""
+    use_overlay(setting.overlay)
     sys.path += [entry for entry in setting.path if entry not in sys.path]
     # Variables such as OMP_NUM_THREADS were set before this process began; they do not reach a library
     # that was loaded by then, nor one with a limit of its own.

@@ -6,14 +6,12 @@ meanwhile.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .locks import locked
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, ContainerClient
@@ -112,7 +110,7 @@ class TaskStorage:
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with locked(target.with_suffix(".lock")):
             if target.exists():
                 return
             part = target.with_suffix(f".{os.getpid()}.part")
@@ -131,19 +129,3 @@ class TaskStorage:
                 raise KeyError(digest) from exc
             finally:
                 part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, deadline: float = 600.0) -> Iterator[None]:
-    """Hold the lock file; another task of this node may be fetching the same buffer."""
-    with path.open("w") as file:
-        end = time.monotonic() + deadline
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"waited {deadline:.0f} s for another task to fetch {path.stem}") from None
-                time.sleep(0.02)
-        yield

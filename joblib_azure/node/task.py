@@ -30,9 +30,11 @@ from typing import Any
 
 from ..codec import ReadBundle, Record, read_bundle
 from .journal import JournalReader, Outcome
+from .overlay import unpack_overlay
 from .process import RunnerProcess
 from .sender import Sender
 from .storage import TaskStorage
+from .versions import differences, read_inventory
 
 #: Seconds between two looks for the abort blob while chunks run; one request each.
 ABORT_INTERVAL = 5.0
@@ -117,6 +119,7 @@ class Task:
         self._folder = Path.cwd() / ".joblib_azure"
         self._journals = JournalReader(str(self._folder))
         self._done: set[int] = set()
+        self._overlay: str | None = None
         self._where = f"node {settings.node}, job {settings.job}, task {settings.task}"
 
     def run(self) -> int:
@@ -129,10 +132,14 @@ class Task:
             sys.stderr.write(f"the client gave up call {call}; nothing was run\n")
             return 0
         self._sender = Sender(storage, settings.key, settings.job, storage.open_outcomes(call))
+        if self._refuse(bundle):
+            self._sender.close({"begun": self._begun, "ready": time.time(), "ended": time.time()})
+            return 0
         missing = self._fetch_buffers(storage, bundle)
         if missing:
             self._sender.close({"missing": missing})
             return 0
+        self._overlay = unpack_overlay(bundle.manifest["overlay"], settings.cache)
         self._folder.mkdir(exist_ok=True)
         (self._folder / "bundle").write_bytes(data)
         ready = time.time()
@@ -147,6 +154,25 @@ class Task:
         # What the calls returned lies here as plain pickles; it is stored by now.
         shutil.rmtree(self._folder, ignore_errors=True)
         return 0
+
+    def _refuse(self, bundle: ReadBundle) -> bool:
+        """Give every chunk an error as its outcome where the node's packages are not those of the pickles."""
+        have = read_inventory(Path(sys.argv[0]))
+        if have is None:
+            return False
+        serious, slight = differences(bundle.manifest["needs"], have)
+        if slight:
+            sys.stderr.write(f"patch levels differ: {'; '.join(slight)}\n")
+        if not serious:
+            return False
+        text = (
+            f"the nodes do not have what the client has: {'; '.join(serious)} ({have['executable']} on {self._where}). "
+            'Nothing was unpickled. Leave environment.mode at "auto", so that the nodes get the client\'s versions, or '
+            "make both the same: in the nodes' image, or here"
+        )
+        for chunk in bundle.chunks:
+            self._sender.put(Outcome(chunk, {"refused": text}, b""))
+        return True
 
     def _fetch_buffers(self, storage: TaskStorage, bundle: ReadBundle) -> list[str]:
         """Bring all buffers of the bundle to the node; return those that storage does not hold."""
@@ -211,6 +237,7 @@ class Task:
             "mmap_mode": bundle.manifest["mmap_mode"],
             "where": self._where,
             "path": bundle.manifest["path"],
+            "overlay": self._overlay,
             "initializer": bundle.manifest["initializer"],
             "threads": self._settings.threads,
         }

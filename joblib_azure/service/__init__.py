@@ -1,31 +1,55 @@
 """The only package that imports ``azure.*``: Batch and Storage behind two narrow interfaces.
 
-`interfaces` says what the rest of the package may ask for, `batch` and `blob` ask the real services through
-their unmodified SDKs, and `faults` is the one place where their errors become ours.
+`interfaces` and `poolspec` say what the rest of the package may ask for, and the values that pass; `batch` (with
+`pools`) and `blob` ask the real services through their unmodified SDKs, `credentials` makes their clients,
+`management` creates through Azure Resource Manager what Batch itself cannot, and `faults` is the one place where
+their errors become ours.
 """
 
 from __future__ import annotations
 
-from .interfaces import (
-    BatchService,
-    BlobItem,
-    BlobService,
-    JobSpec,
+from .interfaces import BatchService, BlobItem, BlobService, JobSpec, PoolService, TaskEnd, TaskSpec
+from .poolspec import (
+    AutoscaleRun,
+    AutoscaleSpec,
+    ContainerSpec,
+    FileSpec,
+    ImageSpec,
+    JobState,
+    MountSpec,
+    NodeCounts,
+    NodeFile,
     NodeState,
     PoolSpec,
     PoolState,
-    TaskEnd,
-    TaskSpec,
+    RegistrySpec,
+    StartTaskSpec,
+    SupportedImage,
+    TaskContainer,
 )
 
 __all__ = [
+    "AutoscaleRun",
+    "AutoscaleSpec",
     "BatchService",
     "BlobItem",
     "BlobService",
+    "ContainerSpec",
+    "FileSpec",
+    "ImageSpec",
     "JobSpec",
+    "JobState",
+    "MountSpec",
+    "NodeCounts",
+    "NodeFile",
     "NodeState",
+    "PoolService",
     "PoolSpec",
     "PoolState",
+    "RegistrySpec",
+    "StartTaskSpec",
+    "SupportedImage",
+    "TaskContainer",
     "TaskEnd",
     "TaskSpec",
 ]

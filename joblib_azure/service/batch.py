@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from urllib.parse import quote
 
 from azure.batch import BatchClient, models
-from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import HttpResponseError
-from azure.core.rest import HttpRequest
 
 from ..errors import ResourceNotFoundError, ServiceError
-from .faults import CLIENT_OPTIONS, error_code, translated, translates
-from .interfaces import JobSpec, NodeState, PoolSpec, PoolState, TaskEnd, TaskSpec
+from .faults import error_code, translated, translates
+from .interfaces import JobSpec, TaskEnd, TaskSpec
+from .poolmodels import failure_text, settings, text
+from .pools import PoolOperations
+from .poolspec import TaskContainer
 
-#: What azure-batch 15.1 sends, for the few requests that are made past its operations.
-_API_VERSION = "2025-06-01"
 #: Requests in parallel when more than one collection of 100 tasks is added.
 _ADDERS = 4
 #: A task's processes run as the pool's own user, which is no administrator: the pool is the boundary of
@@ -29,90 +28,26 @@ _USER = models.UserIdentity(
 )
 
 
-class AzureBatch:
+class AzureBatch(PoolOperations):
     """The Batch service behind an endpoint.
 
     Parameters
     ----------
+    client : BatchClient
+        With credentials, as `credentials.connect_batch` makes it.
     endpoint : str
         For example ``https://myaccount.westeurope.batch.azure.com``.
-    account, key : str
-        Name and shared key.
     """
 
-    def __init__(self, endpoint: str, account: str, key: str) -> None:
+    def __init__(self, client: BatchClient, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._client = BatchClient(endpoint, AzureNamedKeyCredential(account, key), **CLIENT_OPTIONS)
+        self._client = client
 
     def __repr__(self) -> str:
         return f"AzureBatch({self.endpoint!r})"
 
     def close(self) -> None:
         self._client.close()
-
-    def _request(self, method: str, path: str, body: Mapping[str, str] | None = None) -> None:
-        """Ask for a long operation without waiting for it.
-
-        The SDK's ``begin_*`` methods always start a thread that asks how far it is, and that goes on for ever where
-        the endpoint is gone; nobody here waits for these operations.
-        """
-        headers = {"Content-Type": "application/json; odata=minimalmetadata", "Accept": "application/json"}
-        request = HttpRequest(method, f"{path}?api-version={_API_VERSION}", json=body, headers=headers if body else {})
-        response = self._client.send_request(request)
-        # 404: it is gone; 409: it is ending.
-        if response.status_code not in (404, 409):
-            response.raise_for_status()
-
-    # pools ----------------------------------------------------------------------------------------------
-
-    @translates("creating a pool")
-    def create_pool(self, spec: PoolSpec) -> None:
-        self._client.create_pool(
-            models.BatchPoolCreateOptions(
-                id=spec.id,
-                vm_size=spec.vm_size,
-                task_slots_per_node=spec.task_slots_per_node,
-                target_dedicated_nodes=spec.dedicated_nodes,
-                virtual_machine_configuration=models.VirtualMachineConfiguration(
-                    image_reference=models.BatchVmImageReference(**spec.image),
-                    node_agent_sku_id=spec.node_agent_sku,
-                ),
-                task_scheduling_policy=models.BatchTaskSchedulingPolicy(node_fill_type=models.BatchNodeFillType.SPREAD),
-            )
-        )
-
-    @translates("asking for a pool")
-    def pool(self, pool: str) -> PoolState:
-        found = self._client.get_pool(pool)
-        errors = [f"{error.code}: {error.message}" for error in found.resize_errors or ()]
-        return PoolState(
-            id=found.id,
-            state=_text(found.state),
-            allocation=_text(found.allocation_state),
-            vm_size=found.vm_size,
-            task_slots_per_node=found.task_slots_per_node or 1,
-            target_nodes=(found.target_dedicated_nodes or 0) + (found.target_low_priority_nodes or 0),
-            resize_errors=tuple(errors),
-        )
-
-    @translates("deleting a pool")
-    def delete_pool(self, pool: str) -> None:
-        self._request("DELETE", f"/pools/{pool}")
-
-    @translates("listing nodes")
-    def nodes(self, pool: str) -> list[NodeState]:
-        select = ["id", "state", "errors", "startTaskInfo"]
-        found = []
-        for node in self._client.list_nodes(pool, select=select):
-            errors = [f"{error.code}: {error.message}" for error in node.errors or ()]
-            info = node.start_task_info
-            if info is not None and info.failure_info is not None:
-                errors.append(_failure(info.failure_info, info.exit_code))
-            found.append(NodeState(id=node.id, state=_text(node.state), errors=tuple(errors)))
-        return found
-
-    def node_file_tail(self, pool: str, node: str, path: str, size: int = 4096) -> str:
-        return self._tail(lambda: self._client.download_node_file(pool, node, path), size)
 
     # jobs -----------------------------------------------------------------------------------------------
 
@@ -123,7 +58,7 @@ class AzureBatch:
                 id=spec.id,
                 pool_info=models.BatchPoolInfo(pool_id=spec.pool),
                 constraints=models.BatchJobConstraints(max_wall_clock_time=spec.lifetime, max_task_retry_count=0),
-                common_environment_settings=_settings(spec.environment),
+                common_environment_settings=settings(spec.environment),
                 job_preparation_task=models.BatchJobPreparationTask(
                     command_line=spec.preparation,
                     resource_files=[
@@ -132,6 +67,7 @@ class AzureBatch:
                     constraints=models.BatchTaskConstraints(max_task_retry_count=2),
                     wait_for_success=True,
                     user_identity=_USER,
+                    container_settings=_container(spec.container),
                 ),
                 # "terminatejob" would end an empty job at once.
                 all_tasks_complete_mode=models.BatchAllTasksCompleteMode.NO_ACTION,
@@ -146,9 +82,11 @@ class AzureBatch:
     @translates("ending a job")
     def end_job(self, job: str, *, delete: bool) -> None:
         if delete:
-            self._request("DELETE", f"/jobs/{job}")
+            self._request("DELETE", f"/jobs/{quote(job)}", passes=(404, 409))
         else:
-            self._request("POST", f"/jobs/{job}/terminate", {"terminateReason": "EndedByClient"})
+            # 404: it is gone; 409: it is ending.
+            reason = {"terminateReason": "EndedByClient"}
+            self._request("POST", f"/jobs/{quote(job)}/terminate", reason, passes=(404, 409))
 
     # tasks ----------------------------------------------------------------------------------------------
 
@@ -159,9 +97,10 @@ class AzureBatch:
                 id=task.id,
                 display_name=task.display_name or None,
                 command_line=task.command,
-                environment_settings=_settings(task.environment),
+                environment_settings=settings(task.environment),
                 required_slots=task.required_slots,
                 user_identity=_USER,
+                container_settings=_container(task.container),
             )
             # The SDK takes tasks from the end of the list, and the service runs them in the order of their arrival.
             for task in reversed(tasks)
@@ -193,7 +132,7 @@ class AzureBatch:
                     ended=task.state_transition_time,
                     exit_code=info.exit_code if info is not None else None,
                     node=task.node_info.node_id if task.node_info is not None else None,
-                    failure=_failure(failure, None) if failure is not None else None,
+                    failure=failure_text(failure, None) if failure is not None else None,
                     requeues=(info.requeue_count or 0) if info is not None else 0,
                 )
             )
@@ -208,23 +147,21 @@ class AzureBatch:
                 raise
 
     def task_file_tail(self, job: str, task: str, path: str, size: int = 4096) -> str:
-        return self._tail(lambda: self._client.download_task_file(job, task, path), size)
+        def read() -> bytes:
+            length = int(self._client.get_task_file_properties(job, task, path).content_length)
+            span = f"bytes={max(0, length - size)}-"
+            return b"".join(self._client.download_task_file(job, task, path, ocp_range=span)) if length else b""
+
+        return self._tail(read)
 
     @translates("asking for the job preparation tasks")
     def preparation_failures(self, job: str) -> dict[str, str]:
         failures = {}
         for status in self._client.list_job_preparation_and_release_task_status(job):
             info = status.job_preparation_task_execution_info
-            if info is not None and _text(info.state) == "completed" and _text(info.result) == "failure":
-                failures[str(status.node_id)] = _failure(info.failure_info, info.exit_code)
+            if info is not None and text(info.state) == "completed" and text(info.result) == "failure":
+                failures[str(status.node_id)] = failure_text(info.failure_info, info.exit_code)
         return failures
-
-    def _tail(self, download: Callable[[], Any], size: int) -> str:
-        # A log is wanted while another error is told; that it cannot be had must not hide that error.
-        with contextlib.suppress(ServiceError), translated("reading a file", self.endpoint):
-            data = b"".join(download())
-            return data[-size:].decode(errors="replace")
-        return ""
 
 
 def _unless_gone(action: Callable[[], Any]) -> None:
@@ -241,16 +178,12 @@ def _unless_gone(action: Callable[[], Any]) -> None:
         raise
 
 
-def _settings(environment: Mapping[str, str]) -> list[models.EnvironmentSetting]:
-    return [models.EnvironmentSetting(name=name, value=value) for name, value in environment.items()]
-
-
-def _failure(info: models.BatchTaskFailureInfo | None, exit_code: int | None) -> str:
-    parts = [] if info is None else [str(info.code or ""), str(info.message or "")]
-    parts += [f"{pair.name}: {pair.value}" for pair in (info.details if info is not None else None) or ()]
-    text = ": ".join(part for part in parts if part) or "failed"
-    return text if exit_code is None else f"{text} (exit code {exit_code})"
-
-
-def _text(value: Any) -> str:
-    return str(getattr(value, "value", value) or "")
+def _container(spec: TaskContainer | None) -> models.BatchTaskContainerSettings | None:
+    if spec is None:
+        return None
+    return models.BatchTaskContainerSettings(
+        image_name=spec.image,
+        container_run_options=spec.options or None,
+        # The task's own folder, as for a task outside of a container, and not the one that the image names.
+        working_directory=models.ContainerWorkingDirectory.TASK_WORKING_DIRECTORY,
+    )

@@ -1,23 +1,34 @@
-"""`BlobService` over the unmodified azure-storage-blob SDK, with an account key."""
+"""`BlobService` over the unmodified azure-storage-blob SDK, with an account key or with tokens.
+
+With a key, SAS are signed with it. With tokens, they are signed with a user delegation key that the storage account
+gives for at most 7 days; what needs to live longer needs a pool's identity instead.
+"""
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
-from azure.storage.blob import BlobServiceClient, generate_blob_sas, generate_container_sas
+from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_blob_sas, generate_container_sas
 
-from ..errors import ConfigurationError
-from .faults import CLIENT_OPTIONS, translates
+from ..errors import AuthenticationError, ConfigurationError
+from .faults import translated, translates
 from .interfaces import BlobItem
 
-#: azure-storage-blob has a retry policy of its own, which begins with 15 s.
-_RETRIES: dict[str, Any] = {"initial_backoff": 0.5, "increment_base": 2, "random_jitter_range": 0}
+#: Up to this size a blob goes in one request; above it, in blocks of this size.
+LARGE_PUT: dict[str, Any] = {"max_single_put_size": 8 << 20, "max_block_size": 8 << 20}
 #: Blocks in parallel for a large blob; Azurite and one client on loopback gain nothing from more.
 _STREAMS = 4
 #: A SAS begins this long ago: the clocks of the client, the nodes and the service differ.
 _CLOCK_SKEW = timedelta(minutes=15)
+#: The longest that a user delegation key lives, by the service's clock; a little less by ours.
+#: https://learn.microsoft.com/rest/api/storageservices/get-user-delegation-key
+LONGEST_DELEGATION = timedelta(days=7)
+_DELEGATION = LONGEST_DELEGATION - timedelta(minutes=5)
+#: A SAS may end this much earlier than was asked for, so that one key serves many.
+_TOLERANCE = timedelta(hours=1)
 
 
 class AzureBlobs:
@@ -25,29 +36,19 @@ class AzureBlobs:
 
     Parameters
     ----------
-    connection_string : str
-        As the Azure portal gives it, with the account key.
-
-    Raises
-    ------
-    ConfigurationError
-        Where the connection string has no account key or is malformed.
+    client : BlobServiceClient
+        With credentials, as `credentials.connect_blobs` makes it.
+    key : str
+        The account's key; empty where the client has tokens.
     """
 
-    def __init__(self, connection_string: str) -> None:
-        try:
-            client = BlobServiceClient.from_connection_string(
-                connection_string, max_single_put_size=8 << 20, max_block_size=8 << 20, **CLIENT_OPTIONS, **_RETRIES
-            )
-            self._key: str = client.credential.account_key
-        except (ValueError, AttributeError) as exc:
-            raise ConfigurationError(
-                f"the storage connection string is not usable: {exc}. It needs AccountName, AccountKey and "
-                "an endpoint, as `az storage account show-connection-string` prints it"
-            ) from exc
+    def __init__(self, client: BlobServiceClient, *, key: str) -> None:
         self._client = client
+        self._key = key
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
+        self._lock = threading.Lock()
+        self._delegation: tuple[UserDelegationKey, datetime] | None = None
 
     def __repr__(self) -> str:
         return f"AzureBlobs({self.endpoint!r})"
@@ -92,23 +93,41 @@ class AzureBlobs:
         return data
 
     def container_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
-        token = generate_container_sas(
-            self._account,
-            container,
-            account_key=self._key,
-            permission=permissions,
-            **self._validity(lifetime),
-        )
+        token = generate_container_sas(self._account, container, permission=permissions, **self._signature(lifetime))
         return f"{self._client.get_container_client(container).url}?{token}"
 
     def blob_url(self, container: str, name: str, lifetime: timedelta) -> str:
-        token = generate_blob_sas(
-            self._account, container, name, account_key=self._key, permission="r", **self._validity(lifetime)
-        )
+        token = generate_blob_sas(self._account, container, name, permission="r", **self._signature(lifetime))
         return f"{self._client.get_blob_client(container, name).url}?{token}"
 
-    def _validity(self, lifetime: timedelta) -> dict[str, Any]:
+    def _signature(self, lifetime: timedelta) -> dict[str, Any]:
         now = datetime.now(timezone.utc)
         # Only a loopback endpoint is plain http; elsewhere a token must never cross the network in the clear.
         protocol = "https" if self.endpoint.startswith("https:") else "https,http"
-        return {"start": now - _CLOCK_SKEW, "expiry": now + lifetime, "protocol": protocol}
+        shape: dict[str, Any] = {"start": now - _CLOCK_SKEW, "protocol": protocol}
+        if self._key:
+            return {**shape, "expiry": now + lifetime, "account_key": self._key}
+        if lifetime > LONGEST_DELEGATION:
+            raise ConfigurationError(
+                f"a SAS for {lifetime} cannot be had without the storage account's key: one that Entra signs lives 7 "
+                "days at most. Shorten what is to live so long, or give the pool an identity (identities) and its "
+                "files that identity"
+            )
+        key, expiry = self._delegation_key(now, now + lifetime)
+        return {**shape, "expiry": min(now + lifetime, expiry), "user_delegation_key": key}
+
+    def _delegation_key(self, now: datetime, needed: datetime) -> tuple[UserDelegationKey, datetime]:
+        with self._lock:
+            if self._delegation is None or self._delegation[1] + _TOLERANCE < needed:
+                expiry = now + _DELEGATION
+                try:
+                    with translated("asking for a user delegation key", self.endpoint):
+                        key = self._client.get_user_delegation_key(now - _CLOCK_SKEW, expiry)
+                except AuthenticationError as exc:
+                    raise AuthenticationError(
+                        f"{exc.message}. SAS for the nodes are signed with a user delegation key: the identity needs "
+                        "the role Storage Blob Data Contributor (or Storage Blob Delegator) on the storage account",
+                        **exc.context,
+                    ) from exc
+                self._delegation = key, expiry
+            return self._delegation

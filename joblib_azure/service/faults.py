@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,11 +16,12 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.core.exceptions import ResourceExistsError as AzureExistsError
 from azure.core.exceptions import ResourceNotFoundError as AzureNotFoundError
 
 from ..errors import (
     AuthenticationError,
+    ConflictError,
+    QuotaError,
     ResourceExistsError,
     ResourceNotFoundError,
     ServiceError,
@@ -28,16 +31,9 @@ from ..errors import (
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: Options for every client of both SDKs. azure-core's policy is the only one that retries; its own default
-#: (10 times, up to 120 s apart) would let a wrong endpoint look like a hang for minutes.
-CLIENT_OPTIONS: dict[str, Any] = {
-    "retry_total": 4,
-    "retry_backoff_factor": 0.4,
-    "retry_backoff_max": 20,
-    "connection_timeout": 10,
-    "read_timeout": 60,
-    "logging_enable": False,
-}
+_SIGNATURE = re.compile(r"(?<=[?&]sig=)[^&\s'\"]+", re.IGNORECASE)
+#: A pool may have its autoscale enabled once in 30 s; documented as a conflict in one place, as 503 in another.
+_TOO_EARLY = frozenset({"TooManyEnableAutoScaleRequests", "AutoScaleTooManyRequestsToEnable"})
 
 
 @contextlib.contextmanager
@@ -80,26 +76,58 @@ def error_code(exc: HttpResponseError) -> str:
             code = getattr(holder, name, None)
             if code:
                 return str(getattr(code, "value", code))
-    return ""
+    return str(_body(exc).get("code") or "")
+
+
+def _body(exc: HttpResponseError) -> dict[str, Any]:
+    """The error as Batch writes it, for the requests that are made past the SDK's operations."""
+    try:
+        # An answer that is streamed was not read yet, and then cannot be any more.
+        found = json.loads(exc.response.text()) if exc.response is not None else {}
+    except Exception:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _from_response(doing: str, endpoint: str, exc: HttpResponseError) -> ServiceError:
+    if isinstance(exc, ClientAuthenticationError) and exc.response is None:
+        # azure-identity, before anything was asked of the service; its further lines say what each way lacks.
+        return AuthenticationError(
+            f"{doing}: Entra gave no token ({_first_line(exc)}). Sign in (`az login`), write a servicePrincipal or the "
+            "account's keys into the credentials, or set AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET",
+            endpoint=endpoint,
+        )
     code, status = error_code(exc), exc.status_code
-    message = getattr(getattr(getattr(exc, "model", None), "message", None), "value", None)
-    said = str(message or exc.message or "").split("\n", 1)[0].strip()
+    message = _message(exc) or getattr(getattr(getattr(exc, "model", None), "message", None), "value", None)
+    # An error may hold the value that was refused, a URL with its SAS for one.
+    said = _SIGNATURE.sub("***", str(message or exc.message or "").split("\n", 1)[0].strip())
     context = {"code": code, "status": status, "endpoint": endpoint}
     if isinstance(exc, ClientAuthenticationError) or status in (401, 403):
         return AuthenticationError(
-            f"{doing}: the service refused the credentials ({said}). Check the account's name and key, and "
-            "this machine's clock",
+            f"{doing}: the service refused the credentials ({said}). Check the account's name and key (or the roles "
+            "of the identity), and this machine's clock",
             **context,
         )
     kind: type[ServiceError] = ServiceError
     if isinstance(exc, AzureNotFoundError) or status == 404:
         kind = ResourceNotFoundError
-    elif isinstance(exc, AzureExistsError) or code.endswith(("Exists", "BeingDeleted")):
+    elif code.endswith("QuotaReached"):
+        kind = QuotaError
+    elif code.endswith(("Exists", "BeingDeleted")):
         kind = ResourceExistsError
+    elif status in (409, 412) or code in _TOO_EARLY:
+        kind = ConflictError
     return kind(f"{doing}: {said}", **context)
+
+
+def _message(exc: HttpResponseError) -> str:
+    """What an error says, with the details that Batch puts beside it (which property, which value, why)."""
+    body = _body(exc)
+    message = body.get("message")
+    said = str(message.get("value", "")) if isinstance(message, dict) else ""
+    details = [f"{each.get('key')}: {each.get('value')}" for each in body.get("values") or () if isinstance(each, dict)]
+    first = said.split("\n", 1)[0].strip()
+    return f"{first} ({'; '.join(details)})" if first and details else first
 
 
 def _first_line(exc: BaseException) -> str:

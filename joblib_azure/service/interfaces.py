@@ -7,39 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSpec:
-    """A pool to create."""
-
-    id: str
-    vm_size: str
-    task_slots_per_node: int
-    dedicated_nodes: int
-    image: Mapping[str, str]  #: publisher, offer, sku, version
-    node_agent_sku: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolState:
-    """What the service says of a pool."""
-
-    id: str
-    state: str
-    allocation: str
-    vm_size: str
-    task_slots_per_node: int
-    target_nodes: int
-    resize_errors: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeState:
-    """What the service says of a node."""
-
-    id: str
-    state: str
-    errors: tuple[str, ...] = ()
+from .poolspec import (
+    AutoscaleRun,
+    JobState,
+    NodeCounts,
+    NodeFile,
+    NodeState,
+    PoolSpec,
+    PoolState,
+    SupportedImage,
+    TaskContainer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +35,8 @@ class JobSpec:
         Resource files of the preparation task: path in its working directory to URL.
     lifetime : timedelta
         The service ends the job after that.
+    container : TaskContainer, optional
+        Of the preparation task, in a pool of containers.
     """
 
     id: str
@@ -65,6 +45,7 @@ class JobSpec:
     preparation: str
     files: Mapping[str, str] = field(repr=False)
     lifetime: timedelta
+    container: TaskContainer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +57,7 @@ class TaskSpec:
     environment: Mapping[str, str]
     required_slots: int = 1
     display_name: str = ""
+    container: TaskContainer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +80,12 @@ class BlobItem:
     size: int
 
 
-class BatchService(Protocol):
-    """The Batch service.
+class PoolService(Protocol):
+    """Pools, their nodes and their images.
 
-    Every method raises `AuthenticationError`, `ServiceUnreachableError` or another `ServiceError`.
+    Every method raises `AuthenticationError`, `ServiceUnreachableError` or another `ServiceError`; where the state
+    of a pool forbids what is asked (it is being resized, it scales by itself, the ETag is not its own any more) that
+    is a `ConflictError`, and a `QuotaError` where the account's quota does.
     """
 
     def create_pool(self, spec: PoolSpec) -> None:
@@ -110,14 +94,62 @@ class BatchService(Protocol):
     def pool(self, pool: str) -> PoolState:
         """:raises ResourceNotFoundError: there is none of that id."""
 
+    def pools(self, prefix: str = "") -> list[PoolState]:
+        """Return the account's pools whose ids begin with `prefix`."""
+
+    def update_pool(self, pool: str, *, metadata: Mapping[str, str]) -> None:
+        """Replace a pool's metadata."""
+
     def delete_pool(self, pool: str) -> None:
         """Ask for a pool's deletion, without waiting for its end; one that is not there is no error."""
+
+    def resize_pool(self, pool: str, dedicated: int, spot: int, *, deallocation: str = "taskcompletion") -> None:
+        """Ask for other numbers of nodes. :raises ConflictError: the pool is being resized, or scales by itself."""
+
+    def stop_resize(self, pool: str) -> None:
+        """Ask for the end of a resize that is going on."""
+
+    def enable_autoscale(
+        self, pool: str, formula: str | None = None, interval: timedelta | None = None, *, etag: str = ""
+    ) -> None:
+        """Let a pool scale by a formula, or by another; evaluated at once, and allowed once in 30 s.
+
+        :raises ConflictError: too early, the pool is being resized, or `etag` is not its own any more.
+        """
+
+    def disable_autoscale(self, pool: str) -> None:
+        """Let a pool keep the nodes that it has."""
+
+    def evaluate_autoscale(self, pool: str, formula: str) -> AutoscaleRun:
+        """Return what a formula gives now, in a pool that scales; nothing is changed."""
+
+    def supported_images(self) -> list[SupportedImage]:
+        """Return the images that the service knows, with their node agents."""
+
+    def jobs(self, pool: str) -> list[JobState]:
+        """Return the jobs on a pool that have not completed."""
 
     def nodes(self, pool: str) -> list[NodeState]:
         """Return all nodes of a pool."""
 
+    def node_counts(self, pool: str) -> NodeCounts:
+        """Return how many nodes are in each state: one request however many there are; it may lag."""
+
+    def remove_nodes(self, pool: str, nodes: Sequence[str], *, deallocation: str = "taskcompletion") -> None:
+        """Take nodes out of a pool, at most 100 at a time, and its targets down with them."""
+
+    def node_files(self, pool: str, node: str, *, recursive: bool = False) -> list[NodeFile]:
+        """Return the files below a node's root folder."""
+
+    def node_file(self, pool: str, node: str, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes of a node's file. :raises ResourceNotFoundError: there is no such node or file."""
+
     def node_file_tail(self, pool: str, node: str, path: str, size: int = 4096) -> str:
         """Return the end of a text file of a node; empty where it is not to be had."""
+
+
+class BatchService(PoolService, Protocol):
+    """The Batch service; the same errors as `PoolService`."""
 
     def create_job(self, spec: JobSpec) -> None:
         """Create a job."""

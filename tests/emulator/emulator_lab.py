@@ -87,7 +87,7 @@ class Lab:
         def idle() -> Any:
             nodes = self.nodes(pool)
             steady = self.client.get_pool(pool).allocation_state == "steady"
-            return nodes if steady and [n.state for n in nodes] == ["idle"] * count else (steady and not count)
+            return steady and [node.state for node in nodes] == ["idle"] * count
 
         until(idle, say=f"{count} idle nodes in {pool}")
         return self.nodes(pool)

@@ -77,11 +77,8 @@ def test_pools_that_lack_something(lab: Lab) -> None:
     lab.refused(400, "MissingRequiredProperty", create, make(id="x", vm_size="Standard_F2", target_dedicated_nodes=1))
     given: dict[str, Any] = {"id": "x", "vm_size": "Standard_F2", "virtual_machine_configuration": machine}
     lab.refused(400, "MissingRequiredProperty", create, make(**given))
-    body = lab.refused(501, "NotImplemented", create, make(enable_auto_scale=True, auto_scale_formula="1", **given))
-    assert "autoscale" in body["message"]["value"]
-    container = models.BatchContainerConfiguration(type="dockerCompatible")
-    machine.container_configuration = container
-    lab.refused(501, "NotImplemented", create, make(target_dedicated_nodes=1, **given))
+    body = lab.refused(400, "MissingRequiredProperty", create, make(enable_auto_scale=True, **given))
+    assert body["values"][0]["value"] == "autoScaleFormula"
 
 
 def test_a_pool_exists_once_whatever_its_case(lab: Lab, pool: str) -> None:

@@ -42,7 +42,7 @@ def test_missing_credentials(lab: Lab) -> None:
         (lambda text: "SharedKey nothing", 400),
         (lambda text: text.replace(":", ":x"), 403),
         (lambda text: text.replace("SharedKey ", "SharedKey other"), 403),
-        (lambda text: "Bearer abc", 403),
+        (lambda text: "Bearer abc", 401),
     ],
 )
 def test_bad_credentials(lab: Lab, change: Any, status: int) -> None:

@@ -50,24 +50,24 @@ async def get_node(call: Call) -> Answer:
 
 @handles("reboot_node")
 async def reboot_node(call: Call) -> Answer:
-    call.engine.allocation.reboot(find(call), call.body.get("nodeRebootOption", "requeue"), reimage=False)
+    call.engine.lives.reboot(find(call), call.body.get("nodeRebootOption", "requeue"), reimage=False)
     return call.done()
 
 
 @handles("reimage_node")
 async def reimage_node(call: Call) -> Answer:
-    call.engine.allocation.reboot(find(call), call.body.get("nodeReimageOption", "requeue"), reimage=True)
+    call.engine.lives.reboot(find(call), call.body.get("nodeReimageOption", "requeue"), reimage=True)
     return call.done()
 
 
 @handles("disable_node_scheduling")
 async def disable_node_scheduling(call: Call) -> Answer:
     option = call.body.get("nodeDisableSchedulingOption", "requeue")
-    call.engine.allocation.set_scheduling(find(call), False, option)
+    call.engine.lives.set_scheduling(find(call), False, option)
     return call.done()
 
 
 @handles("enable_node_scheduling")
 async def enable_node_scheduling(call: Call) -> Answer:
-    call.engine.allocation.set_scheduling(find(call), True, "requeue")
+    call.engine.lives.set_scheduling(find(call), True, "requeue")
     return call.done()

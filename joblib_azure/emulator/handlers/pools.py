@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Any
 
-from .. import checks, errors, odata, vmsizes, wire
+from .. import checks, errors, images, mounts, odata, times, vmsizes, wire
+from ..autoscale import Formula
+from ..autoscaler import DEFAULT_INTERVAL, LEAST_INTERVAL, MOST_INTERVAL, Autoscaler, run
 from ..calls import Answer, Call, handles
 from ..state import Pool
-from .account import AGENTS
+
+_log = logging.getLogger(__name__)
 
 FIELDS = {
     "id": odata.text(lambda pool: pool.id),
@@ -18,7 +22,7 @@ FIELDS = {
     "lastModified": odata.moment(lambda pool: pool.modified),
     "allocationState": odata.state(lambda pool: pool.allocation_state),
     "allocationStateTransitionTime": odata.moment(lambda pool: pool.allocation_since),
-    "enableAutoScale": odata.flag(lambda pool: False),
+    "enableAutoScale": odata.flag(lambda pool: pool.autoscale is not None),
     "vmSize": odata.text(lambda pool: pool.spec["vmSize"].lower()),
 }
 _LEAST_RESIZE = timedelta(minutes=5)
@@ -55,19 +59,15 @@ async def create_pool(call: Call) -> Answer:
         reason = "Not the name of a VM size (Standard_D4s_v5, …) nor of the emulator's own (Emulated_C<cores>)."
         raise errors.invalid_property("vmSize", body["vmSize"], reason)
     _check_common(body)
-    _check_machine(body)
+    _check_machine(call)
+    _check_network(call)
     slots = body.get("taskSlotsPerNode", 1)
     most = min(4 * cores, 256)
     if not 1 <= slots <= most:
         reason = f"The value must lie between 1 and {most} (4 times the {cores} cores of the node, at most 256)."
         raise errors.invalid_property("taskSlotsPerNode", slots, reason)
-    if body.get("enableAutoScale"):
-        raise errors.not_implemented("autoscale formulas yet: create the pool with enableAutoScale false")
-    for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):
-        if name in body:
-            raise errors.invalid_property(name, body[name], "Not allowed unless enableAutoScale is true.")
-    if "targetDedicatedNodes" not in body and "targetLowPriorityNodes" not in body:
-        raise errors.missing_property("targetDedicatedNodes")
+    formula = _check_scale(body)
+    interval = _interval(body)
     timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=_LEAST_RESIZE)
     pool = Pool(
         id=body["id"],
@@ -80,8 +80,37 @@ async def create_pool(call: Call) -> Answer:
         resize_timeout=timeout or timedelta(minutes=15),
     )
     call.engine.allocation.add(pool)
+    mounts.check(body, warn=pool.id)
+    call.engine.allocation.resize(pool, pool.target_dedicated, pool.target_spot, "requeue")
+    if formula is not None:
+        call.engine.autoscaler.start(pool, formula, interval or DEFAULT_INTERVAL)
     url = wire.pool_url(call.base, pool.id)
     return call.done(pool, url, Location=url)
+
+
+def _check_scale(body: dict[str, Any]) -> Formula | None:
+    """The formula of a pool that scales by itself; either that or targets are given."""
+    if body.get("enableAutoScale"):
+        for name in ("targetDedicatedNodes", "targetLowPriorityNodes"):
+            if name in body:
+                raise errors.invalid_property(name, body[name], "Not allowed if enableAutoScale is true.")
+        if "autoScaleFormula" not in body:
+            raise errors.missing_property("autoScaleFormula")
+        return Autoscaler.parse(body["autoScaleFormula"])
+    for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):
+        if name in body:
+            raise errors.invalid_property(name, body[name], "Not allowed unless enableAutoScale is true.")
+    if "targetDedicatedNodes" not in body and "targetLowPriorityNodes" not in body:
+        raise errors.missing_property("targetDedicatedNodes")
+    return None
+
+
+def _interval(body: dict[str, Any]) -> timedelta | None:
+    name = "autoScaleEvaluationInterval"
+    found = checks.duration(body.get(name), name)
+    if found is not None and not LEAST_INTERVAL <= found <= MOST_INTERVAL:
+        raise errors.invalid_property(name, body[name], "The interval must lie between 5 minutes and 168 hours.")
+    return found
 
 
 def _check_common(body: dict[str, Any]) -> None:
@@ -89,7 +118,7 @@ def _check_common(body: dict[str, Any]) -> None:
     checks.display_name(body)
     checks.metadata(body)
     checks.packages(body)
-    checks.refuse(body, "mountConfiguration")
+    mounts.check(body)
     checks.between(body, "targetDedicatedNodes", 0)
     checks.between(body, "targetLowPriorityNodes", 0)
     if "startTask" in body:
@@ -99,24 +128,24 @@ def _check_common(body: dict[str, Any]) -> None:
             raise errors.invalid_property("startTask.maxTaskRetryCount", value, "At least -1.")
 
 
-def _check_machine(body: dict[str, Any]) -> None:
+def _check_machine(call: Call) -> None:
+    body = call.body
     machine = body.get("virtualMachineConfiguration")
     if machine is None:
         raise errors.missing_property("virtualMachineConfiguration")
-    if machine.get("containerConfiguration"):
-        raise errors.not_implemented("containerConfiguration: it runs no containers")
-    image = machine["imageReference"]
-    galleries = [
-        name for name in ("virtualMachineImageId", "sharedGalleryImageId", "communityGalleryImageId") if image.get(name)
-    ]
-    if not galleries:
-        for name in ("publisher", "offer", "sku"):
-            if not image.get(name):
-                raise errors.missing_property(f"virtualMachineConfiguration.imageReference.{name}")
-    agent = machine["nodeAgentSKUId"]
-    if agent not in AGENTS:
-        reason = f"Not a node agent that the emulator knows; use one of {', '.join(sorted(AGENTS))}."
-        raise errors.invalid_property("virtualMachineConfiguration.nodeAgentSKUId", agent, reason)
+    own = images.check(machine, token=call.principal.token)
+    if own:
+        _log.warning(
+            "pool %s: its image (%s) exists in Azure only", call.body.get("id", call.params.get("poolId")), own
+        )
+
+
+def _check_network(call: Call) -> None:
+    network = call.body.get("networkConfiguration", {})
+    if network.get("subnetId"):
+        if not call.principal.token:
+            raise errors.needs_token("Network")
+        _log.warning("pool %s: its subnet exists in Azure only", call.body.get("id", call.params.get("poolId")))
 
 
 @handles("list_pools")
@@ -174,7 +203,9 @@ async def update_pool(call: Call) -> Answer:
         raise errors.invalid_for_state(f"{', '.join(changed)} can only be changed while the pool has no nodes.")
     _check_common(body)
     if "virtualMachineConfiguration" in body:
-        _check_machine(body)
+        _check_machine(call)
+    _check_network(call)
+    mounts.check(body, warn=pool.id)
     cores = vmsizes.cores_of(body.get("vmSize", pool.spec["vmSize"]))
     if cores is None:
         raise errors.invalid_property("vmSize", body["vmSize"], "Not the name of a VM size.")
@@ -202,6 +233,8 @@ async def replace_pool_properties(call: Call) -> Answer:
 async def resize_pool(call: Call) -> Answer:
     pool = find_active(call)
     body = call.body
+    if pool.autoscale is not None:
+        raise errors.invalid_for_state("The pool scales automatically: disable autoscale, or change its formula.")
     _steady(pool)
     checks.between(body, "targetDedicatedNodes", 0)
     checks.between(body, "targetLowPriorityNodes", 0)
@@ -244,8 +277,33 @@ async def remove_nodes(call: Call) -> Answer:
     return call.done(pool)
 
 
+@handles("enable_pool_auto_scale")
+async def enable_pool_auto_scale(call: Call) -> Answer:
+    pool = find_active(call)
+    text = call.body.get("autoScaleFormula")
+    formula = Autoscaler.parse(text) if text is not None else None
+    call.engine.autoscaler.enable(pool, formula, _interval(call.body))
+    return call.done(pool)
+
+
 @handles("disable_pool_auto_scale")
 async def disable_pool_auto_scale(call: Call) -> Answer:
     pool = find_active(call)
-    # nothing to disable: the service answers with success
+    call.engine.autoscaler.disable(pool)
+    pool.touch()
     return call.done(pool)
+
+
+@handles("evaluate_pool_auto_scale")
+async def evaluate_pool_auto_scale(call: Call) -> Answer:
+    pool = find_active(call)
+    if pool.autoscale is None:
+        raise errors.invalid_for_state("Autoscale must be enabled on the pool for a formula to be evaluated.")
+    try:
+        formula = Autoscaler.parse(call.body["autoScaleFormula"])
+    except errors.BatchError as exc:
+        # documented: errors of the formula come in the answer, which is a success
+        details = [{"name": name, "value": value} for name, value in exc.values.items()]
+        error = {"code": exc.code, "message": exc.message, "values": details}
+        return call.json({"timestamp": times.iso(times.now()), "error": error}, metadata="autoscalerun")
+    return call.json(run(call.engine.autoscaler.outcome(pool, formula)), metadata="autoscalerun")

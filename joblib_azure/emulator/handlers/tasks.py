@@ -56,6 +56,10 @@ def _check(call: Call, job: Job, body: dict[str, Any]) -> None:
     if not 1 <= body.get("requiredSlots", 1) <= most:
         reason = f"The value must lie between 1 and the pool's taskSlotsPerNode, {most}."
         raise errors.invalid_property("requiredSlots", body["requiredSlots"], reason)
+    if pool is not None and "containerConfiguration" in pool.spec["virtualMachineConfiguration"]:
+        # documented at BatchTaskCreateOptions.containerSettings; a task that has them is refused as not implemented
+        reason = "The pool has a containerConfiguration, so its tasks must have containerSettings."
+        raise errors.invalid_property("containerSettings", "", reason)
     if "dependsOn" in body and not job.spec.get("usesTaskDependencies"):
         text = "Task dependencies need a job with usesTaskDependencies set to true."
         raise errors.BatchError(400, "TaskDependenciesNotSpecifiedOnJob", text)

@@ -1,0 +1,351 @@
+"""What the nodes get for one session: node code, and the environment of a lock unless they have one.
+
+::
+
+    plan(config, account)             nothing is created yet; whatever cannot be is an error here
+      └─► EnvironmentPlan ─ ship ─► storage: node code, files that nodes cannot fetch, the description
+                          ─ look ─► the user's modules as they are now (with every Parallel call)
+
+Where an index is open to the nodes they fetch packages by themselves, in parallel and from nearby. What is on this
+machine, behind credentials, or wanted offline, the client ships, once per storage account and content.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import platform
+import re
+import shlex
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..codec import Buffer
+from ..config import AccountConfig, ClusterConfig
+from ..errors import PackagesError
+from ..service import BlobService
+from .code import node_code
+from .indexes import Indexes, read_indexes
+from .installed import distributions
+from .lock import LockedFile, cache_folder, digest_of, resolve, run_uv
+from .overlay import Overlay
+from .packages import explicit_roots, loaded_files, want
+from .usercode import UserCode, find_user_code
+from .wheels import build, download, runs_on_nodes, sha256_of
+
+logger = logging.getLogger(__name__)
+
+#: Container of the files that nodes cannot fetch by themselves, shared by all jobs of the account.
+FILES = "joblib-azure-environments"
+_ARCHIVE_CONTAINER = "joblib-azure-env-{}"
+_CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
+_DESCRIPTION = "joblib_azure_environment.json"
+_STREAMS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """The packages of an environment, and what else is needed to make it."""
+
+    digest: str
+    python: str
+    files: tuple[LockedFile, ...]
+    uv: LockedFile
+    certificates: LockedFile | None
+    python_archive: LockedFile | None
+    offline: bool
+    interpreters: tuple[str, ...]  #: where nodes find the client's Python, beside their own command
+    node_environment: dict[str, str] = field(repr=False)
+
+    @property
+    def shipped(self) -> list[LockedFile]:
+        """What goes through storage."""
+        others = (self.uv, self.certificates, self.python_archive)
+        return [file for file in (*self.files, *others) if file is not None and file.path]
+
+
+class EnvironmentPlan:
+    """What the nodes of one session get.
+
+    Parameters
+    ----------
+    command : str
+        What starts Python on a node.
+    lock : Lock or None
+        None where the nodes have everything already.
+    overlay : Overlay
+        The user's own modules.
+    elsewhere : frozenset of str
+        Distributions whose version on the nodes is the user's own choice.
+    """
+
+    def __init__(
+        self, command: str, lock: Lock | None, overlay: Overlay, elsewhere: frozenset[str] = frozenset()
+    ) -> None:
+        self._command = command
+        self.lock = lock
+        self._overlay = overlay
+        self.elsewhere = elsewhere
+
+    def __repr__(self) -> str:
+        return f"<EnvironmentPlan {self.digest}>"
+
+    @property
+    def digest(self) -> str:
+        """The lock's name; ``none`` where there is no lock."""
+        return self.lock.digest if self.lock is not None else "none"
+
+    @property
+    def preparation_command(self) -> str:
+        """Command line of the job preparation task."""
+        run = shlex.quote(self._command)
+        script = f"set -e; {run} -m zipfile -e {_CODE} {_FOLDER}; exec {run} {_FOLDER} prepare"
+        return f"/bin/sh -c {shlex.quote(script)}"
+
+    @property
+    def task_command(self) -> str:
+        """Command line of every task. Batch runs it without a shell, so it names one for the variables."""
+        python = shlex.quote(self._command)
+        if self.lock is not None:
+            python = f'"$AZ_BATCH_NODE_SHARED_DIR/joblib_azure/environments/{self.lock.digest}/bin/python"'
+        script = f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}"'
+        return f"/bin/sh -c {shlex.quote(script)}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Environment variables of the job: the package knows by it that it is on a node."""
+        return {"JOBLIB_AZURE_NODE": "1"}
+
+    def ship(self, blobs: BlobService, container: str, lifetime: timedelta) -> dict[str, str]:
+        """Store what the nodes need and return the resource files of the job preparation task.
+
+        Parameters
+        ----------
+        blobs : BlobService
+        container : str
+            The job's own, for what carries tokens.
+        lifetime : timedelta
+            For which nodes may join the job.
+
+        Returns
+        -------
+        dict
+            Path in the preparation task's folder to URL.
+        """
+        code = node_code()
+        blobs.put(container, code.name, code.data)
+        files = {_CODE: blobs.blob_url(container, code.name, lifetime)}
+        if self.lock is not None:
+            data = json.dumps(self._describe(self.lock, blobs, lifetime)).encode()
+            blobs.put(container, _DESCRIPTION, data)
+            files[_DESCRIPTION] = blobs.blob_url(container, _DESCRIPTION, lifetime)
+        return files
+
+    def _describe(self, lock: Lock, blobs: BlobService, lifetime: timedelta) -> dict[str, Any]:
+        archives = _ARCHIVE_CONTAINER.format(lock.digest)
+        blobs.create_container(archives)
+        shipped = lock.shipped
+        if shipped:
+            blobs.create_container(FILES)
+            stored = {item.name for item in blobs.blobs(FILES, "")}
+            for file in shipped:
+                if _blob_name(file) not in stored:
+                    logger.info("storing %s for the nodes", file.file)
+                    blobs.put(FILES, _blob_name(file), Path(file.path).read_bytes(), overwrite=False)
+
+        def described(file: LockedFile | None) -> dict[str, Any] | None:
+            if file is None:
+                return None
+            url = blobs.blob_url(FILES, _blob_name(file), lifetime) if file.path else file.url
+            values = {"name": file.name, "version": file.version, "file": file.file, "sha256": file.sha256}
+            return {**values, "url": url, "shipped": bool(file.path)}
+
+        # A container a lock: the SAS reads and creates, so that a node can neither change what is there nor
+        # put anything under another lock's name.
+        base, _, token = blobs.container_url(archives, "rc", lifetime).partition("?")
+        return {
+            "digest": lock.digest,
+            "python": lock.python,
+            "commands": [self._command, *lock.interpreters],
+            "packages": [described(file) for file in lock.files],
+            "modules": loaded_files(file.name for file in lock.files),
+            "uv": described(lock.uv),
+            "certificates": described(lock.certificates),
+            "python_archive": described(lock.python_archive),
+            "offline": lock.offline,
+            "uv_environment": lock.node_environment,
+            "archive": f"{base}/environment.tar.gz?{token}",
+            "claim": f"{base}/claim?{token}",
+        }
+
+    def look(self) -> tuple[list[Buffer], UserCode]:
+        """Return the archives of the user's modules as they are now.
+
+        Raises
+        ------
+        PackagesError
+        """
+        return self._overlay.look()
+
+    def lacks(self, code: UserCode) -> set[str]:
+        """Return the distributions that the user's code has come to import and the lock does not have."""
+        if self.lock is None:
+            return set()
+        return explicit_roots(code) - {file.name for file in self.lock.files} - self.elsewhere
+
+
+def plan(config: ClusterConfig, account: AccountConfig | None = None) -> EnvironmentPlan:
+    """Find out what the nodes need and whether they can have it; nothing is created.
+
+    Parameters
+    ----------
+    config : ClusterConfig
+    account : AccountConfig, optional
+        Its GitHub token reads private repositories.
+
+    Raises
+    ------
+    PackagesError
+    """
+    settings, packages = config.environment, config.python_packages
+    target = node_platform(config.vm_size)
+    foreign = _is_foreign(target)
+    projects = [Path(project).expanduser() for project in packages.editable]
+    overlay = Overlay(projects, settings.exclude, foreign_platform=foreign)
+    more = packages.pypi or packages.git or packages.wheels or packages.conda or packages.editable
+    # Emulated nodes that run this very Python have what the client has.
+    same = target is None and config.python == sys.executable and not more
+    if settings.mode == "none" or config.container_image is not None or same:
+        return EnvironmentPlan(config.python, None, overlay)
+    here = "{}.{}".format(*sys.version_info)
+    python = settings.python or here
+    if python != here:
+        raise PackagesError(
+            f"environment.python is {python} and this is Python {here}: calls are pickled code, which one minor "
+            f"version cannot give to another. Run the client with Python {python}, or leave the setting out"
+        )
+    indexes = read_indexes(config)
+    wanted = want(config, account, find_user_code(frozenset(settings.exclude)), indexes)
+    found = resolve(
+        list(wanted.requirements.values()),
+        sorted(wanted.constraints.values()),
+        sorted(wanted.excludes),
+        python=python,
+        platform=target,
+        indexes=indexes,
+    )
+    files = _obtain(found, indexes, offline=settings.offline, foreign=foreign)
+    uv = next(file for file in files if file.name == "uv")
+    if "uv" not in wanted.requirements:
+        files = [file for file in files if file.name != "uv"]
+    lock = Lock(
+        digest=digest_of(files, python, target or f"{sys.platform}-{platform.machine()}"),
+        python=python,
+        files=tuple(files),
+        uv=uv,
+        certificates=_certificates(indexes),
+        # Emulated nodes are this machine, which has the client's Python.
+        python_archive=_python_archive(python, target, indexes) if settings.offline and target else None,
+        interpreters=() if target else (getattr(sys, "_base_executable", sys.executable),),
+        offline=settings.offline,
+        node_environment={} if settings.offline else indexes.node_environment(),
+    )
+    logger.debug("environment %s: %s", lock.digest, ", ".join(f"{file.name} {file.version}" for file in files))
+    known = distributions()
+    elsewhere = {file.name for file in files if file.name in known and file.version != known[file.name].version}
+    return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere | wanted.excludes))
+
+
+def node_platform(vm_size: str) -> str | None:
+    """Return the platform of a size's nodes as uv names it; None for emulated nodes, which are this machine.
+
+    Examples
+    --------
+    >>> node_platform("Standard_D4s_v5"), node_platform("Standard_D4ps_v5")
+    ('x86_64-manylinux_2_28', 'aarch64-manylinux_2_28')
+    """
+    if vm_size.lower().startswith("emulated_"):
+        return None
+    features = re.match(r"^[A-Za-z]+_[A-Za-z]+\d+(?:-\d+)?([a-z]*)", vm_size)
+    # https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions: p is ARM. glibc 2.28 is the oldest
+    # among the images that Batch supports.
+    arm = features is not None and "p" in features[1]
+    return f"{'aarch64' if arm else 'x86_64'}-manylinux_2_28"
+
+
+def _is_foreign(target: str | None) -> bool:
+    """Tell whether what was built on this machine does not run on the nodes."""
+    if target is None:
+        return False
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    return sys.platform != "linux" or not target.startswith(machine)
+
+
+def _obtain(files: Iterable[LockedFile], indexes: Indexes, *, offline: bool, foreign: bool) -> list[LockedFile]:
+    """Bring onto this machine what the nodes cannot fetch by themselves."""
+
+    def obtain(file: LockedFile) -> LockedFile:
+        if not file.path and file.sha256 and not offline and indexes.node_fetches(file.url):
+            return file
+        path = Path(file.path) if file.path else download(file, indexes)
+        sha256 = sha256_of(path)
+        if file.path and file.sha256 and sha256 != file.sha256:
+            raise PackagesError(f"{path} has changed while it was being used")
+        if not file.is_wheel:
+            # Nodes that could not fetch it could not fetch what it is built with either.
+            path = build(path, cache_folder() / "built" / sha256, indexes, f"{file.name} {file.version}")
+            sha256 = sha256_of(path)
+            if not runs_on_nodes(path.name, foreign_platform=foreign):
+                raise PackagesError(
+                    f"{file.name} {file.version} has no wheel for the nodes, and what was built of it here runs here "
+                    "only. Build a wheel for the nodes and name it in pythonPackages.wheels, or leave it out with "
+                    "environment.exclude"
+                )
+        return replace(file, file=path.name, sha256=sha256, url="", path=str(path))
+
+    with concurrent.futures.ThreadPoolExecutor(_STREAMS) as pool:
+        return list(pool.map(obtain, files))
+
+
+def _certificates(indexes: Indexes) -> LockedFile | None:
+    path = indexes.certificates
+    if path is None:
+        return None
+    return LockedFile(name="certificates", version="", file="certificates.pem", sha256=sha256_of(path), path=str(path))
+
+
+def _python_archive(python: str, target: str, indexes: Indexes) -> LockedFile | None:
+    """Return an archive of Python for nodes that have another one and no internet; None where it cannot be had.
+
+    Nodes whose image has that version do without, so its lack is no error yet.
+    """
+    machine = target.partition("-")[0]
+    name = f"cpython-{python}-linux-{machine}-gnu"
+    kept = cache_folder() / "python" / f"{name}.tar.gz"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="joblib_azure-") as folder:
+            fetch = ["python", "install", "--no-bin", "--no-registry", "--install-dir", folder, name]
+            try:
+                run_uv(fetch, indexes, f"fetching Python {python} for the nodes", {"UV_PYTHON_DOWNLOADS": "automatic"})
+            except PackagesError as exc:
+                logger.warning("nodes without Python %s cannot be used offline: %s", python, exc)
+                return None
+            part = kept.with_suffix(".part")
+            with tarfile.open(part, "w:gz", compresslevel=1) as tar:
+                for entry in sorted(Path(folder).glob("cpython-*")):
+                    if not entry.is_symlink():
+                        tar.add(entry, arcname=entry.name)
+            part.replace(kept)
+    return LockedFile(name="python", version=python, file=kept.name, sha256=sha256_of(kept), path=str(kept))
+
+
+def _blob_name(file: LockedFile) -> str:
+    return f"{file.sha256}/{file.file}"

@@ -1,0 +1,37 @@
+"""What a call's pickles were made with, for the manifest of its bundles: the node compares before it unpickles."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from .installed import distributions, owners
+
+#: Looked at in any case: what the formats of calls and results depend on.
+_ALWAYS = ("joblib", "cloudpickle")
+
+
+def client_needs(modules: Iterable[str], elsewhere: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return the client's Python and the versions of what pickles refer to.
+
+    Parameters
+    ----------
+    modules : iterable of str
+        Full names of the modules whose objects were pickled.
+    elsewhere : frozenset of str
+        Distributions that the user's configuration gives the nodes in a version of their own.
+
+    Returns
+    -------
+    dict
+        As `joblib_azure.node.versions.differences` takes it.
+    """
+    known = distributions()
+    required = {owner.name for name in modules for owner in owners(name) if not owner.editable and not owner.source}
+    names = {*_ALWAYS, *required}
+    if "numpy" in sys.modules:
+        names.add("numpy")  # results may be arrays although no argument is one
+    packages = {name: known[name].version for name in sorted(names - elsewhere) if name in known}
+    return {"python": platform.python_version(), "packages": packages, "required": sorted(required - elsewhere)}
