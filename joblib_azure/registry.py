@@ -17,7 +17,7 @@ from .errors import ConfigurationError
 from .session import Session
 
 _lock = threading.RLock()
-_clusters: dict[ClusterConfig, Cluster] = {}
+_clusters: dict[tuple[ClusterConfig, AccountConfig], Cluster] = {}
 _sessions: dict[int, Session] = {}
 _local: list[Cluster] = []
 _exit_hook: list[object] = []
@@ -39,10 +39,12 @@ def resolve_cluster(cluster: str | os.PathLike[str] | ClusterConfig | Cluster | 
                 'no cluster is named: write parallel_config("azure", cluster="local") to run on this machine, '
                 'cluster="cluster.json" for a pool on Azure, or set JOBLIB_AZURE_CLUSTER'
             )
+    beside = None
     with _lock:
         if cluster == "local":
             return _default_local()
         if isinstance(cluster, str | os.PathLike):
+            beside = cluster
             if not Path(cluster).exists():
                 raise ConfigurationError(
                     f'cluster={os.fspath(cluster)!r} is neither "local" nor a file; write the path of a JSON file with '
@@ -54,9 +56,8 @@ def resolve_cluster(cluster: str | os.PathLike[str] | ClusterConfig | Cluster | 
                 f"cluster={cluster!r} is a {type(cluster).__name__}; "
                 'expected "local", a path, a ClusterConfig or a Cluster'
             )
-        if cluster not in _clusters:
-            _clusters[cluster] = Cluster(cluster, AccountConfig.from_environment())
-        return _clusters[cluster]
+        account = AccountConfig.from_environment(beside=beside)
+        return _clusters.setdefault((cluster, account), Cluster(cluster, account))
 
 
 def _default_local() -> Cluster:

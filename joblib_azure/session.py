@@ -298,7 +298,7 @@ class Session:
             self.under_way.update((entry.task, entry) for entry in entries)
             self.tasks_added += len(entries)
         if specs:
-            self.cluster.batch.add_tasks(self.job, specs)
+            self.cluster.batch.add_tasks(self.job, [*specs, *self.plan.later_tasks()])
         self._ask_for_nodes()
         with self.changed:
             late = [entry for entry in entries if entry.call.closed]
@@ -316,7 +316,9 @@ class Session:
             if config.fixed or nodes <= self._nodes_asked:
                 return
             self._nodes_asked = nodes
-        self.pool.submit(self._demand, nodes)
+        # A thread of its own: the service may make it wait for half a minute, and the interpreter's exit waits for
+        # those of a pool before any hook can close the session.
+        threading.Thread(target=self._demand, args=(nodes,), name="joblib_azure-demand", daemon=True).start()
 
     def _demand(self, nodes: int) -> None:
         try:

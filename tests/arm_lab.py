@@ -159,6 +159,7 @@ class Manager(TlsServer):
     def __init__(self, certificate: Path, key: Path, emulator: BatchEmulator) -> None:
         self.pools: dict[str, Any] = {}
         self.resources: dict[str, Any] = {}
+        self.quotas: dict[str, Any] = {}
         self.groups: dict[str, Any] = {}
         self.requests: list[str] = []
         self.forbidden = False
@@ -193,7 +194,9 @@ class Manager(TlsServer):
                     return self._pool(found[1], body)
                 if path == ACCOUNT_ID and self.command == "GET" and ACCOUNT_ID not in manager.resources:
                     host = emulator.endpoint.removeprefix("https://")
-                    return self.answer(200, {"id": ACCOUNT_ID, "properties": {"accountEndpoint": host}})
+                    return self.answer(
+                        200, {"id": ACCOUNT_ID, "properties": {"accountEndpoint": host, **manager.quotas}}
+                    )
                 if found := re.fullmatch(r"/subscriptions/[^/]+/resource[gG]roups/([^/]+)", path):
                     return self._group(found[1], body)
                 if path.endswith("/resources"):

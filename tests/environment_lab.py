@@ -42,6 +42,17 @@ def preparation(file="stdout.txt"):
     path = f"workitems/{now.job}/job-1/jobpreparation/{file}"
     return [batch.node_file_tail(pool, node.id, path) for node in batch.nodes(pool)]
 
+def published():
+    """What the publication of the environment wrote, once it has; nothing where there is none."""
+    import time
+    now, end = session(), time.monotonic() + 30
+    while time.monotonic() < end:
+        tasks = [task.id for task in now.cluster.batch.ended_tasks(now.job, None)]
+        if "publish-environment" in tasks or not now.plan.publishes:
+            break
+        time.sleep(0.2)
+    return now.cluster.batch.task_file_tail(now.job, "publish-environment", "stdout.txt")
+
 def say(**values):
     print(json.dumps(values), flush=True)
 '''

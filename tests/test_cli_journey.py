@@ -80,9 +80,7 @@ def test_a_new_user(host: LocalHost, tmp_path: Path) -> None:
     said = ok(tmp_path, "cluster", "create", "--wait")
     assert "Pool new is created" in said
     assert 'parallel_config("azure", cluster="cluster.json")' in said
-    with cli_process.Running(
-        tmp_path, program=python(tmp_path, 0.0), JOBLIB_AZURE_CREDENTIALS="credentials.json"
-    ) as script:
+    with cli_process.Running(tmp_path, program=python(tmp_path, 0.0)) as script:
         assert script.end() == 0, script.output
         assert f"squares {[i * i for i in range(8)]}" in script.output
     assert "new" in ok(tmp_path, "cluster", "list")
@@ -116,9 +114,7 @@ def test_each_killed_half_way(host: LocalHost, tmp_path: Path) -> None:
     assert "1 node idle" in said
 
     # The script: its job stays, with its containers, and another script runs beside that.
-    with cli_process.Running(
-        tmp_path, program=python(tmp_path, 60.0), JOBLIB_AZURE_CREDENTIALS="credentials.json"
-    ) as script:
+    with cli_process.Running(tmp_path, program=python(tmp_path, 60.0)) as script:
         until(lambda: len(batch.jobs("killed")) == 1 and any(node.running_tasks for node in cluster.nodes()))
         script.kill()
     (left,) = batch.jobs("killed")

@@ -25,7 +25,7 @@ def work(i):
 
 with parallel_config("azure", cluster="cluster.json"):
     found = Parallel()(delayed(work)(i) for i in range(4))
-    say(found=found, preparation=preparation())
+    say(found=found, preparation=preparation(), published=published())
 """
 
 
@@ -35,18 +35,21 @@ def lab(wide_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_an_environment_from_the_registry_once_a_lock(lab: Lab) -> None:
-    first = lab.run(WORK, pythonPackages=PYPI).said[0]
+    # Two nodes, as it believes: so that an archive is of use.
+    first = lab.run(WORK, pythonPackages=PYPI, nodes=2).said[0]
     assert [text for _, _, text in first["found"]] == ["0", "1,000", "2,000", "3,000"]
     assert {version for _, version, _ in first["found"]} == {"4.9.0"}
     prefixes = {prefix for prefix, _, _ in first["found"]}
     assert len(prefixes) == 1
     assert sys.prefix not in prefixes
-    assert re.search(r"installed \d+ packages .*\n.*stored its archive of \d+ MB", first["preparation"][0])
+    assert re.search(r"installed \d+ packages", first["preparation"][0])
+    assert re.search(r"stored its archive of \d+ MB", first["published"])
 
     # Another client, another job, the same lock: there is nothing to do.
-    again = lab.run(WORK, pythonPackages=PYPI).said[0]
+    again = lab.run(WORK, pythonPackages=PYPI, nodes=2).said[0]
     assert again["found"] == first["found"]
     assert "was ready" in again["preparation"][0]
+    assert again["published"] == ""
 
     # A node without it, as every further one of the pool: the archive.
     for folder in lab.node_folders("*"):

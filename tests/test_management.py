@@ -16,12 +16,14 @@ from arm_lab import ACCOUNT_ID, BATCH, GROUP, POOL, SUBSCRIPTION, Manager, probl
 from cluster_lab import account_of, config_of
 from entra_lab import TENANT, Entra
 
+from joblib_azure.cli.doctor import Doctor
 from joblib_azure.cluster import Cluster
 from joblib_azure.config import CLOUDS, AccountConfig
 from joblib_azure.emulator import BatchEmulator
 from joblib_azure.emulator.tls import make_certificate
 from joblib_azure.errors import (
     AuthenticationError,
+    ClusterError,
     ConfigurationError,
     MissingExtraError,
     PoolDiffersError,
@@ -172,6 +174,32 @@ def test_the_account_is_looked_up_by_its_resource_id(
     cluster.close()
 
 
+def test_quotas(account: AccountConfig, manager: Manager, tmp_path: Path) -> None:
+    """And the doctor tells them, and what is more than they allow, before a node is asked for."""
+    manager.quotas = {
+        "dedicatedCoreQuota": 8,
+        "lowPriorityCoreQuota": 0,
+        "dedicatedCoreQuotaPerVMFamilyEnforced": True,
+        "dedicatedCoreQuotaPerVMFamily": [{"name": "standardDv5Family", "coreQuota": 8}],
+        "poolQuota": 20,
+        "activeJobAndJobScheduleQuota": 100,
+    }
+    cluster = Cluster(config_of(1), account)
+    told = cluster.batch_account()
+    assert told is not None
+    assert (told.dedicated_cores, told.spot_cores, told.pools, told.active_jobs) == (8, 0, 20, 100)
+    assert told.family_cores == {"standarddv5family": 8}
+    cluster.close()
+    (tmp_path / "credentials.json").write_text(json.dumps(account.to_dict(secrets=True)))
+    findings = {}
+    for name, nodes in (("few", 8), ("many", 9)):
+        (tmp_path / "cluster.json").write_text(json.dumps({"name": name, "vmSize": "Emulated_C1", "nodes": nodes}))
+        doctor = Doctor(str(tmp_path / "cluster.json"), str(tmp_path / "credentials.json"), task=False)
+        findings[name] = next(found for found in doctor.run() if found.check == "quota")
+    assert (findings["few"].state, findings["many"].state) == ("ok", "failed")
+    assert "8 dedicated cores and the pool asks for 9" in findings["many"].message
+
+
 def test_who_may_not(account: AccountConfig, manager: Manager) -> None:
     manager.forbidden = True
     with pytest.raises(AuthenticationError, match="ask its owner to run `joblib-azure cluster create`"):
@@ -265,6 +293,21 @@ def test_a_group_with_more_in_it_stays(provisioning: Provisioning, manager: Mana
     provisioning.teardown()
     assert list(manager.groups) == ["fresh"]
     assert list(manager.resources) == [theirs]
+
+
+def test_an_account_of_somebody_elses_is_neither_changed_nor_removed(
+    provisioning: Provisioning, manager: Manager
+) -> None:
+    provisioning.setup()
+    theirs = next(path for path in manager.resources if path.endswith("/freshstore"))
+    manager.resources[theirs]["tags"] = {"owner": "them"}
+    before = dict(manager.resources[theirs])
+    with pytest.raises(ClusterError, match="freshstore is in resource group fresh already"):
+        provisioning.setup()
+    assert manager.resources[theirs] == before
+    provisioning.teardown()
+    assert list(manager.resources) == [theirs]
+    assert list(manager.groups) == ["fresh"]
 
 
 def test_setup_goes_on_where_it_was_broken_off(provisioning: Provisioning, manager: Manager) -> None:

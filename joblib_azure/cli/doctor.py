@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import JoblibAzureError
+from ..errors import AuthenticationError, ClusterError, JoblibAzureError
 from .common import (
     Interrupted,
     bounds_line,
@@ -180,26 +180,43 @@ class Doctor:
         return f"signed in; {count(len(pools), 'pool')} on the account"
 
     def _check_quota(self) -> str:
-        """The service tells its quotas to Azure Resource Manager alone; what is asked of them can be told."""
+        """The service tells its quotas to Azure Resource Manager alone; what is asked of them can be told always."""
         from ..config.sizes import cores_of
 
         size, cores = self.config.pool_size, self.config.cores
-        wanted = [
-            f"{each.max * cores} {kind}"
-            for kind, each in (("dedicated", size.dedicated_nodes), ("spot", size.spot_nodes))
-            if each.max
-        ]
-        others = 0
+        wanted = {"dedicated": size.dedicated_nodes.max * cores, "spot": size.spot_nodes.max * cores}
+        others = dict.fromkeys(wanted, 0)
         for pool in self.cluster.batch.pools():
             if pool.id.lower() != self.config.name.lower():
                 try:
-                    others += pool.current_nodes * cores_of(pool.vm_size)
+                    each = cores_of(pool.vm_size)
                 except ValueError:
-                    others += pool.current_nodes
-        raise Noted(
-            f"cannot be seen from here. The pool may take {' and '.join(wanted)} cores, other pools have {others} now: "
-            "the portal shows what the account may (Batch account, Quotas)"
+                    each = 1
+                others["dedicated"] += pool.current_dedicated * each
+                others["spot"] += pool.current_spot * each
+        try:
+            told = self.cluster.batch_account()
+        except AuthenticationError:
+            told = None
+        asks = " and ".join(
+            f"{number} {kind} core(s) (other pools have {others[kind]} now)"
+            for kind, number in wanted.items()
+            if number
         )
+        if told is None or told.dedicated_cores is told.spot_cores is None:
+            raise Noted(
+                "cannot be seen with shared keys, nor without the right to read the account. The pool may take "
+                f"{asks}: the portal shows what the account may (Batch account, Quotas)"
+            )
+        allowed = {"dedicated": told.dedicated_cores, "spot": told.spot_cores}
+        for kind, limit in allowed.items():
+            if limit is not None and wanted[kind] + others[kind] > limit:
+                raise ClusterError(
+                    f"the account may have {limit} {kind} cores and the pool asks for {wanted[kind]} beside "
+                    f"{others[kind]} of other pools: ask for more in the portal (Batch account, Quotas), or lower "
+                    f"poolSize.{kind}Nodes.max"
+                )
+        return f"{asks} of {allowed['dedicated']} dedicated and {allowed['spot']} spot"
 
     def _check_image(self) -> str:
         from ..cluster.images import resolve_image

@@ -10,6 +10,7 @@ from ..errors import ConfigurationError
 from ..service import BatchService, BlobService
 
 if TYPE_CHECKING:
+    from ..service.arm import BatchAccount
     from ..service.credentials import TokenCredential
     from ..service.management import AzureManagement
 
@@ -115,11 +116,27 @@ class Connections:
             )
         return AzureManagement(account.batch_resource_id, self.credential, endpoint=account.endpoints.management)
 
-    def _found_endpoint(self) -> str:
-        from ..service.arm import batch_endpoint
+    def batch_account(self) -> BatchAccount | None:
+        """Ask Azure Resource Manager about the Batch account; None where it cannot be asked.
+
+        It takes no shared keys, and it wants the account's resource id.
+
+        Raises
+        ------
+        AuthenticationError, ServiceError
+        """
+        from ..service.arm import batch_account
 
         account = self.account
-        return batch_endpoint(account.batch_resource_id or "", self.credential, endpoint=account.endpoints.management)
+        if account.batch_resource_id is None or (account.batch_key is not None and account.service_principal is None):
+            return None
+        return batch_account(account.batch_resource_id, self.credential, endpoint=account.endpoints.management)
+
+    def _found_endpoint(self) -> str:
+        found = self.batch_account()
+        if found is None:
+            raise ConfigurationError("the account's batchEndpoint is not known: give it, or sign in through Entra")
+        return found.endpoint
 
     def close(self) -> None:
         """Close what is open; it opens again when it is used again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import AccountConfig, ClusterConfig
 from ..errors import AuthenticationError, ClusterError, ConflictError, ResourceNotFoundError
@@ -15,6 +15,9 @@ from .connections import Connections
 from .spec import config_of, recorded_size
 from .view import PoolView
 from .waiting import NodeWait, Progress
+
+if TYPE_CHECKING:
+    from ..service.arm import BatchAccount
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,17 @@ class Cluster(PoolView):
         if wait:
             cluster.wait_for_nodes(timeout=timeout)
         return cluster
+
+    def batch_account(self) -> BatchAccount | None:
+        """Return the Batch account with its quotas; None where Azure Resource Manager cannot be asked for them.
+
+        It takes no shared keys, and it wants the account's ``batch_resource_id``.
+
+        Raises
+        ------
+        AuthenticationError, ServiceError
+        """
+        return self.connections.batch_account()
 
     @classmethod
     def attach(cls, cluster: str | ClusterConfig, account: AccountConfig | None = None, **settings: Any) -> Cluster:

@@ -46,7 +46,7 @@ CLOUDS = {
         Cloud(
             name="public",
             authority="login.microsoftonline.com",
-            batch_scope="https://batch.core.windows.net/.default",
+            batch_scope="https://batch.core.windows.net//.default",
             batch_suffix="batch.azure.com",
             storage_suffix="core.windows.net",
             management="https://management.azure.com",
@@ -54,7 +54,7 @@ CLOUDS = {
         Cloud(
             name="china",
             authority="login.chinacloudapi.cn",
-            batch_scope="https://batch.chinacloudapi.cn/.default",
+            batch_scope="https://batch.chinacloudapi.cn//.default",
             batch_suffix="batch.chinacloudapi.cn",
             storage_suffix="core.chinacloudapi.cn",
             management="https://management.chinacloudapi.cn",
@@ -62,7 +62,7 @@ CLOUDS = {
         Cloud(
             name="usgov",
             authority="login.microsoftonline.us",
-            batch_scope="https://batch.core.usgovcloudapi.net/.default",
+            batch_scope="https://batch.core.usgovcloudapi.net//.default",
             batch_suffix="batch.usgovcloudapi.net",
             storage_suffix="core.usgovcloudapi.net",
             management="https://management.usgovcloudapi.net",

@@ -111,12 +111,11 @@ class Allocation:
         loop = asyncio.get_running_loop()
         limit = pool.resize_timeout.total_seconds() / self._engine.options.clock_rate
         deadline = loop.time() + limit
-        departures = {self._engine.spawn(self._engine.lives.leave(node, pool.deallocation)) for node in leaving}
+        departures = self._depart(pool, leaving)
         try:
             while not pool.stop_resize:
                 retargeted.clear()
-                going = self._surplus(pool)
-                departures |= {self._engine.spawn(self._engine.lives.leave(node, pool.deallocation)) for node in going}
+                departures |= self._depart(pool, self._surplus(pool))
                 waits = self._grow(pool)
                 departures = {each for each in departures if not each.done()}
                 if not departures and not waits:
@@ -132,6 +131,11 @@ class Allocation:
         finally:
             pool.allocate("steady")
             pool.touch()
+
+    def _depart(self, pool: Pool, nodes: list[Node]) -> set[asyncio.Task[None]]:
+        for node in nodes:
+            node.move("leavingpool")  # at once: whoever counts the pool's nodes next counts without them
+        return {self._engine.spawn(self._engine.lives.leave(node, pool.deallocation)) for node in nodes}
 
     @staticmethod
     def _surplus(pool: Pool) -> list[Node]:

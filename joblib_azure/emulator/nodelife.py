@@ -90,7 +90,8 @@ class NodeLives:
     async def leave(self, node: Node, option: str) -> None:
         """Take a node out of its pool; its tasks end as the deallocation option says."""
         pool = node.pool
-        node.move("leavingpool")
+        if node.state != "leavingpool":
+            node.move("leavingpool")
         await self._clear(node, option)
         for job in list(node.preparations):
             job.preparations.pop(node.id, None)

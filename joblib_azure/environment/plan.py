@@ -30,7 +30,7 @@ from typing import Any
 from ..codec import Buffer
 from ..config import AccountConfig, ClusterConfig
 from ..errors import PackagesError
-from ..service import BlobService
+from ..service import BlobService, TaskSpec
 from .code import node_code
 from .indexes import Indexes, read_indexes
 from .installed import distributions
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 FILES = "joblib-azure-environments"
 _ARCHIVE_CONTAINER = "joblib-azure-env-{}"
 _CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
-_DESCRIPTION = "joblib_azure_environment.json"
+_DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publication.json", "environment.tar.gz"
 _STREAMS = 8
 
 
@@ -84,11 +84,22 @@ class EnvironmentPlan:
         The user's own modules.
     elsewhere : frozenset of str
         Distributions whose version on the nodes is the user's own choice.
+    publishes : bool
+        Whether there are other nodes that an archive of the environment would serve.
     """
 
     def __init__(
-        self, command: str, lock: Lock | None, overlay: Overlay, elsewhere: frozenset[str] = frozenset()
+        self,
+        command: str,
+        lock: Lock | None,
+        overlay: Overlay,
+        elsewhere: frozenset[str] = frozenset(),
+        *,
+        publishes: bool = False,
     ) -> None:
+        #: Whether this session publishes the environment; known once it was shipped.
+        self.publishes = publishes
+        self._later: list[TaskSpec] = []
         self._command = command
         self.lock = lock
         self._overlay = overlay
@@ -111,12 +122,41 @@ class EnvironmentPlan:
 
     @property
     def task_command(self) -> str:
-        """Command line of every task. Batch runs it without a shell, so it names one for the variables."""
+        """Command line of every task."""
+        return self._command_of("")
+
+    def _command_of(self, arguments: str) -> str:
+        # Batch runs it without a shell, so it names one for the variables.
         python = shlex.quote(self._command)
         if self.lock is not None:
             python = f'"$AZ_BATCH_NODE_SHARED_DIR/joblib_azure/environments/{self.lock.digest}/bin/python"'
-        script = f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}"'
+        script = f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}" {arguments}'.rstrip()
         return f"/bin/sh -c {shlex.quote(script)}"
+
+    def later_tasks(self) -> list[TaskSpec]:
+        """Return what is to be added once, behind the job's first tasks: the publication of the environment."""
+        tasks, self._later = self._later, []
+        return tasks
+
+    def _publication(self, lock: Lock, blobs: BlobService, container: str, lifetime: timedelta) -> list[TaskSpec]:
+        """Return the task that stores the environment's archive; none where it is there, or nobody would take it."""
+        archives = _ARCHIVE_CONTAINER.format(lock.digest)
+        self.publishes &= all(item.name != _ARCHIVE for item in blobs.blobs(archives, _ARCHIVE))
+        if not self.publishes:
+            return []
+        # A container a lock: the SAS reads and creates, so that a node can neither change what is there nor
+        # put anything under another lock's name.
+        base, _, token = blobs.container_url(archives, "rc", lifetime).partition("?")
+        description = {
+            "digest": lock.digest,
+            "python": lock.python,
+            "modules": loaded_files(file.name for file in lock.files),
+            "archive": f"{base}/{_ARCHIVE}?{token}",
+            "claim": f"{base}/claim?{token}",
+        }
+        blobs.put(container, _PUBLICATION, json.dumps(description).encode())
+        command = self._command_of("prepare publish")
+        return [TaskSpec(id="publish-environment", command=command, environment={}, display_name="environment")]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -146,6 +186,7 @@ class EnvironmentPlan:
             data = json.dumps(self._describe(self.lock, blobs, lifetime)).encode()
             blobs.put(container, _DESCRIPTION, data)
             files[_DESCRIPTION] = blobs.blob_url(container, _DESCRIPTION, lifetime)
+            self._later = self._publication(self.lock, blobs, container, lifetime)
         return files
 
     def _describe(self, lock: Lock, blobs: BlobService, lifetime: timedelta) -> dict[str, Any]:
@@ -167,22 +208,18 @@ class EnvironmentPlan:
             values = {"name": file.name, "version": file.version, "file": file.file, "sha256": file.sha256}
             return {**values, "url": url, "shipped": bool(file.path)}
 
-        # A container a lock: the SAS reads and creates, so that a node can neither change what is there nor
-        # put anything under another lock's name.
-        base, _, token = blobs.container_url(archives, "rc", lifetime).partition("?")
+        base, _, token = blobs.container_url(archives, "r", lifetime).partition("?")
         return {
             "digest": lock.digest,
             "python": lock.python,
             "commands": [self._command, *lock.interpreters],
             "packages": [described(file) for file in lock.files],
-            "modules": loaded_files(file.name for file in lock.files),
             "uv": described(lock.uv),
             "certificates": described(lock.certificates),
             "python_archive": described(lock.python_archive),
             "offline": lock.offline,
             "uv_environment": lock.node_environment,
-            "archive": f"{base}/environment.tar.gz?{token}",
-            "claim": f"{base}/claim?{token}",
+            "archive": f"{base}/{_ARCHIVE}?{token}",
         }
 
     def look(self) -> tuple[list[Buffer], UserCode]:
@@ -260,7 +297,8 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
     logger.debug("environment %s: %s", lock.digest, ", ".join(f"{file.name} {file.version}" for file in files))
     known = distributions()
     elsewhere = {file.name for file in files if file.name in known and file.version != known[file.name].version}
-    return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere | wanted.excludes))
+    elsewhere |= wanted.excludes
+    return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere), publishes=config.nodes > 1)
 
 
 def node_platform(vm_size: str) -> str | None:

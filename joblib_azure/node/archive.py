@@ -33,7 +33,7 @@ _MEMBER = 4 << 20
 _LEVEL = 1
 _TIMEOUT, _PUT_SECONDS = 60.0, 600.0
 #: Seconds after which a node that claimed the publication is taken for gone.
-_CLAIM_SECONDS = 900.0
+_CLAIM_SECONDS = 180.0
 #: What marks a finished environment; written last, and on each node anew.
 READY = "ready.json"
 _SHA256_HEADER = "x-ms-meta-sha256"
@@ -109,7 +109,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, made: 
 def claim(url: str) -> bool:
     """Tell whether this node is the one to publish: the first to ask, unless that one has not for long.
 
-    Packing takes seconds of all cores, and a pool's nodes begin at the same time.
+    Packing takes seconds of all cores, and several jobs may begin with the same lock.
     """
     try:
         with open_url(_put(url, b"", 0)):

@@ -5,9 +5,10 @@
     this lock's folder is there ──yes──────────────────────────────────────────► 0 installs
          │ no; one process at a time
     its archive is in storage ──yes──► unpack, verify ─────────────┐
-         │ no                                                      ├─► check ─► rename ─► task
+         │ no                                                      ├─► check ─► rename ─► tasks
     uv, wheels (from the index, or from storage) ──► uv installs ──┘
-                                                         └─► archive to storage for the other nodes
+
+Publishing the archive is a task of its own, behind the job's first ones: they must not wait for it.
 
 Where the nodes have everything already there is no lock, and only the second half is done: byte code, the
 inventory that tasks compare with what their bundle needs, and whether what the node code imports is there.
@@ -39,6 +40,8 @@ from .locks import locked
 
 #: The resource file that describes the environment; without it the node has everything already.
 DESCRIPTION = "joblib_azure_environment.json"
+#: The blob that describes its publication.
+PUBLICATION = "publication.json"
 #: What the node code imports beside the standard library.
 _NEEDED = ("joblib", "cloudpickle", "threadpoolctl", "azure.storage.blob")
 #: Seconds for an installation, and for another job's preparation that makes the same environment.
@@ -59,6 +62,8 @@ def main(argv: list[str]) -> int:
     try:
         if argv == ["code"]:
             _prepare_code(folder)
+        elif argv == ["publish"]:
+            Environment(_read_publication()).publish()
         elif Path(DESCRIPTION).exists():
             python = Environment(json.loads(Path(DESCRIPTION).read_text())).ensure()
             # It holds SAS tokens that only this program needs.
@@ -71,6 +76,14 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"\njoblib_azure: {exc}\n")
         return 1
     return 0
+
+
+def _read_publication() -> dict[str, Any]:
+    """Return what the publication needs; with SAS tokens, so that it is in the job's own container."""
+    base, _, token = os.environ.pop("JOBLIB_AZURE_INPUTS").partition("?")
+    with archive.open_url(f"{base}/{PUBLICATION}?{token}") as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+    return found
 
 
 def _prepare_code(folder: Path) -> None:
@@ -115,23 +128,23 @@ class Environment:
         """Return the environment's Python, having made the environment where it was not there."""
         self._folders.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        made = False
         with locked(self._target.with_suffix(".lock"), _INSTALL_SECONDS):
-            if (self._target / archive.READY).exists():
-                how = "was ready"
-            else:
-                how = self._make()
-                made = how.startswith("installed")
+            how = "was ready" if (self._target / archive.READY).exists() else self._make()
             os.utime(self._target)
         _say(f"environment {self._is['digest']}: {how} ({time.monotonic() - begun:.1f} s)")
-        if made:
-            begun = time.monotonic()
-            scratch = self._target.with_suffix(f".{os.getpid()}.tar.gz")
-            if archive.claim(self._is["claim"]):
-                self._compile()
-                done = archive.publish(self._is["archive"], self._target, scratch)
-                _say(f"environment {self._is['digest']}: {done} ({time.monotonic() - begun:.1f} s)")
         return self._target / "bin" / "python"
+
+    def publish(self) -> None:
+        """Store the environment's archive for the nodes to come, if nobody does."""
+        os.nice(10)
+        begun = time.monotonic()
+        if archive.claim(self._is["claim"]):
+            self._compile()
+            scratch = self._target.with_suffix(f".{os.getpid()}.tar.gz")
+            done = archive.publish(self._is["archive"], self._target, scratch)
+        else:
+            done = "another node stores its archive"
+        _say(f"environment {self._is['digest']}: {done} ({time.monotonic() - begun:.1f} s)")
 
     def _make(self) -> str:
         self._make_room()

@@ -1,7 +1,9 @@
-"""The one question to Azure Resource Manager that needs no further package: where a Batch account is."""
+"""The one question to Azure Resource Manager that needs no further package: a Batch account's URL and quotas."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from azure.core import PipelineClient
@@ -21,8 +23,34 @@ from .faults import translated
 _API_VERSION = "2024-07-01"
 
 
-def batch_endpoint(resource_id: str, credential: TokenCredential, *, endpoint: str) -> str:
-    """Return the URL of a Batch account.
+@dataclass(frozen=True, kw_only=True)
+class BatchAccount:
+    """What Azure Resource Manager tells of a Batch account; a quota that it does not tell is None.
+
+    The names are those of https://learn.microsoft.com/rest/api/batchmanagement/batch-account/get.
+
+    Parameters
+    ----------
+    endpoint : str
+        Its URL.
+    dedicated_cores, spot_cores : int or None
+        Cores that its pools may have in all.
+    family_cores : mapping of str to int
+        Dedicated cores by family of sizes, in lower case, where the quota is kept by family.
+    pools, active_jobs : int or None
+        How many there may be; job schedules count among the jobs.
+    """
+
+    endpoint: str
+    dedicated_cores: int | None = None
+    spot_cores: int | None = None
+    family_cores: Mapping[str, int] = field(default_factory=dict)
+    pools: int | None = None
+    active_jobs: int | None = None
+
+
+def batch_account(resource_id: str, credential: TokenCredential, *, endpoint: str) -> BatchAccount:
+    """Ask about a Batch account.
 
     Parameters
     ----------
@@ -52,7 +80,16 @@ def batch_endpoint(resource_id: str, credential: TokenCredential, *, endpoint: s
         url = client.format_url(resource_id)
         response = client.send_request(HttpRequest("GET", url, params={"api-version": _API_VERSION}))
         response.raise_for_status()
-        host = str((response.json().get("properties") or {}).get("accountEndpoint") or "")
+        told: dict[str, Any] = response.json().get("properties") or {}
+    host = str(told.get("accountEndpoint") or "")
     if not host:
         raise ServiceError("Azure Resource Manager does not say where the account is: give its batchEndpoint")
-    return f"https://{host.removeprefix('https://').rstrip('/')}"
+    families = told.get("dedicatedCoreQuotaPerVMFamily") if told.get("dedicatedCoreQuotaPerVMFamilyEnforced") else None
+    return BatchAccount(
+        endpoint=f"https://{host.removeprefix('https://').rstrip('/')}",
+        dedicated_cores=told.get("dedicatedCoreQuota"),
+        spot_cores=told.get("lowPriorityCoreQuota"),
+        family_cores={str(each["name"]).lower(): int(each["coreQuota"]) for each in families or ()},
+        pools=told.get("poolQuota"),
+        active_jobs=told.get("activeJobAndJobScheduleQuota"),
+    )

@@ -176,6 +176,7 @@ class Provisioning:
             # One that is there keeps its location and its tags, which are somebody's.
             if not self._resources.resource_groups.check_existence(name):
                 self._resources.resource_groups.create_or_update(name, group)
+        self._refuse_others()
         with self._doing(f"storage account {plan.storage_account}") as doing:
             accounts = self._storage.storage_accounts
             self._wait(doing, accounts.begin_create(name, plan.storage_account, storage))
@@ -194,6 +195,22 @@ class Provisioning:
             storage_key=storage_key or "",
         )
 
+    def _refuse_others(self) -> None:
+        """Raise where an account of the plan's names is there that was not made here: a PUT would change it."""
+        group = self.plan.resource_group
+        with translated(f"looking at resource group {group}", self.endpoint):
+            there = self._resources_of(group)
+        for id in (self.plan.storage_resource_id, self.plan.batch_resource_id):
+            if id.lower() in there and not _made_here(there[id.lower()]):
+                raise ClusterError(
+                    f"{id.rsplit('/', 1)[-1]} is in resource group {group} already and was not made by `joblib-azure "
+                    "account setup`, which would change its settings. Give another name, or use the account as it is "
+                    "with `joblib-azure init`"
+                )
+
+    def _resources_of(self, group: str) -> dict[str, Any]:
+        return {each.id.lower(): each for each in self._resources.resources.list_by_resource_group(group)}
+
     # removing -------------------------------------------------------------------------------------------
 
     def belongings(self) -> list[str]:
@@ -201,8 +218,8 @@ class Provisioning:
         return [line for line, _ in self._removals()]
 
     def teardown(self) -> None:
-        """Remove both accounts with all that is in them, and the resource group where it was made here and is empty
-        then; what is gone already is no error.
+        """Remove the accounts that were made here with all that is in them, and the resource group where it was made
+        here and is empty then; what is gone already is no error, and what somebody else made stays.
 
         Raises
         ------
@@ -220,20 +237,21 @@ class Provisioning:
         with translated(f"looking at resource group {group}", self.endpoint):
             if not groups.check_existence(group):
                 return
-            there = {each.id.lower(): each for each in self._resources.resources.list_by_resource_group(group)}
-            tags = groups.get(group).tags or {}
-        ours = {plan.batch_resource_id.lower(), plan.storage_resource_id.lower()}
-        if plan.batch_resource_id.lower() in there:
+            there = self._resources_of(group)
+            whole = groups.get(group)
+        names = {plan.batch_resource_id.lower(), plan.storage_resource_id.lower()}
+        ours = {id for id in names & there.keys() if _made_here(there[id])}
+        if plan.batch_resource_id.lower() in ours:
             yield (
                 f"Batch account {plan.batch_account}",
                 lambda: self._batch.batch_account.begin_delete(group, plan.batch_account),
             )
-        if plan.storage_resource_id.lower() in there:
+        if plan.storage_resource_id.lower() in ours:
             yield (
                 f"storage account {plan.storage_account}",
                 lambda: self._storage.storage_accounts.delete(group, plan.storage_account),
             )
-        if not there.keys() - ours and TAG.items() <= tags.items():
+        if not there.keys() - ours and _made_here(whole):
             yield f"resource group {group}", lambda: groups.begin_delete(group)
 
     @contextlib.contextmanager
@@ -254,3 +272,7 @@ class Provisioning:
         """Close connections."""
         for client in (self._batch, self._resources, self._storage):
             client.close()
+
+
+def _made_here(resource: Any) -> bool:
+    return TAG.items() <= (resource.tags or {}).items()
