@@ -69,8 +69,7 @@ class Session:
         self.calls: dict[str, Call] = {}
         self.under_way: dict[str, UnderWay] = {}
         self.tasks_added = 0
-        self.closed = False
-        self.failed = False
+        self.closed = self.failed = False
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, Cost] = {}
@@ -79,8 +78,7 @@ class Session:
         self._threads: list[threading.Thread] = []
         self._job_created = False
         self._nodes_asked = 0
-        image = config.container_image
-        # A container's own shared memory is 64 MB, and loky's workers need more.
+        image = config.container_image  # its own shared memory would be 64 MB, and loky's workers need more
         self._container = None if image is None else TaskContainer(image=image, options="--ipc=host")
 
     def __repr__(self) -> str:
