@@ -16,6 +16,7 @@ import psutil
 import pytest
 from emulator_lab import Lab, alive_with, until
 
+from joblib_azure.config.sizes import known_sizes
 from joblib_azure.emulator import BatchEmulator, EmulatorError
 from joblib_azure.emulator import process as process_module
 from joblib_azure.emulator.process import KEY_VARIABLE, new_key
@@ -185,3 +186,8 @@ def test_importing_it_is_light() -> None:
 )
 def test_cores_of_a_size(size: str, cores: int | None) -> None:
     assert cores_of(size) == cores
+
+
+def test_the_client_and_the_emulator_know_the_same_sizes() -> None:
+    """Two readings of Azure's documentation, which share no code."""
+    assert {size: cores_of(size) for size in known_sizes()} == known_sizes()
