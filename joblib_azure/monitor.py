@@ -28,7 +28,8 @@ from .errors import (
 from .service import BlobItem, TaskEnd
 
 if TYPE_CHECKING:
-    from .session import Session, UnderWay
+    from .call import UnderWay
+    from .session import Session
 
 logger = logging.getLogger(__name__)
 

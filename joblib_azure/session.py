@@ -25,8 +25,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 
 from . import environment
-from .call import BufferStore, Call, CallSettings
-from .call import UnderWay as UnderWay  # the monitor's too
+from .call import BufferStore, Call, CallSettings, UnderWay
 from .capacity import Bundle, Capacity, Cost
 from .cluster import Cluster
 from .codec import EncodedChunk, new_key, write_bundle
