@@ -7,6 +7,7 @@ callbacks. So a callback that is slow, or waits for a lock of its Parallel, hold
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import logging
 import queue
@@ -65,6 +66,8 @@ class Outcome:
 
     def value(self) -> Any:
         """Return the results, or raise what the call raised with the remote traceback as its cause."""
+        if "note" in self.head:
+            _warn(str(self.head["note"]))
         if "refused" in self.head:
             raise PackagesError(str(self.head["refused"]), job=self.job, task=self.task)
         if "died" in self.head:
@@ -82,6 +85,12 @@ class Outcome:
             raise CodecError(f"task {self.task} sent {type(error).__name__} where an exception was expected")
         error.__cause__ = RemoteTraceback(text)
         raise error
+
+
+@functools.cache
+def _warn(note: str) -> None:
+    """Say once what the nodes have otherwise than the client, and no call fails for."""
+    logger.warning("the nodes' packages differ in their patch level: %s", note)
 
 
 class BufferStore:

@@ -22,16 +22,35 @@ def lab(wide_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) ->
     return Lab(wide_cluster, tmp_path_factory.mktemp("client"))
 
 
-def test_other_versions_on_the_nodes_are_named(lab: Lab, tmp_path: Path) -> None:
-    """Nodes whose image has another joblib: the first task says so, and it is no matter of tries."""
-    venv = tmp_path / "image"
+def image_with(venv: Path, **others: str) -> Path:
+    """Make what a pool's image might have: the client's packages, but for these."""
+    names = ("joblib", "cloudpickle", "threadpoolctl", "azure-storage-blob")
+    packages = [f"{name}=={others.get(name, metadata.version(name))}" for name in names]
     uv = uv_program()
-    installed = {name: metadata.version(name) for name in ("cloudpickle", "threadpoolctl", "azure-storage-blob")}
-    packages = [f"{name}=={version}" for name, version in installed.items()]
-    older = "joblib==1.4.2"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
     install = [uv, "pip", "install", "--quiet", "--system-certs", "--python", str(venv / "bin" / "python")]
-    subprocess.run([*install, older, *packages], check=True)
+    subprocess.run([*install, *packages], check=True)
+    return venv
+
+
+def test_a_patch_level_only_warns(lab: Lab, tmp_path: Path) -> None:
+    venv = image_with(tmp_path / "image")
+    # There need not be another patch level on the index.
+    (info,) = venv.glob("lib/python*/site-packages/cloudpickle-*.dist-info")
+    other = f"{'.'.join(metadata.version('cloudpickle').split('.')[:2])}.99"
+    info.rename(info.with_name(f"cloudpickle-{other}.dist-info"))
+    script = """
+    with parallel_config("azure", cluster="cluster.json"):
+        say(found=Parallel()(delayed(abs)(-i) for i in range(3)))
+    """
+    done = lab.run(script, python=str(venv / "bin" / "python"), environment={"mode": "none"})
+    assert done.said[0]["found"] == [0, 1, 2]
+    assert f"cloudpickle is {other} on the node" in done.err
+
+
+def test_other_versions_on_the_nodes_are_named(lab: Lab, tmp_path: Path) -> None:
+    """Nodes whose image has another joblib: the first task says so, and it is no matter of tries."""
+    venv = image_with(tmp_path / "image", joblib="1.4.2")
     script = """
     import os, pathlib
 

@@ -42,7 +42,11 @@ from .questions import ACCOUNT_SETTINGS, DEFAULT_NODES, DEFAULT_SIZE, account_va
 @click.option("--name", help="Name of the pool. Default: this folder's name.")
 @click.option("--vm-size", help=f"Azure's name of the nodes' size. Default: {DEFAULT_SIZE}.")
 @click.option(
-    "--dedicated-nodes", type=Bounds(), help=f"Dedicated nodes. Default: 0:{DEFAULT_NODES}, or 0 beside spot nodes."
+    "--dedicated-nodes",
+    "--nodes",
+    "dedicated_nodes",
+    type=Bounds(),
+    help=f"Dedicated nodes. Default: 0:{DEFAULT_NODES}, or 0 beside spot nodes.",
 )
 @click.option("--spot-nodes", type=Bounds(), help="Spot nodes: cheaper, and may be preempted. Default: 0.")
 @click.option("--max-tasks-per-node", metavar="N|cores", help="Task slots of a node. Default: 1.")

@@ -9,6 +9,15 @@ Read in this order::
     runner.py     the process whose inner joblib.Parallel(n_jobs=-1) runs the chunks
     chunk.py      one chunk in the worker that runs it: unpickled here, its outcome always a value
     nested.py     the joblib backend that a Parallel inside a call meets
+    overlay.py    the user's own modules, unpacked once a node
+    versions.py   what the node has, against what a bundle needs
+
+And before the first task of a job, under whatever Python the node has::
+
+    prepare.py      the job preparation: the environment of the job's lock, then the node code
+    archive.py      a ready environment in storage, for the nodes to come
+    interpreter.py  which Python of the node runs it
+    locks.py        one process of the node at a time
 
 The seams between them are processes: the Batch task (`task`) holds the job's secrets and no user code; the
 runner and its loky workers hold user code and no secrets.

@@ -120,6 +120,7 @@ class Task:
         self._journals = JournalReader(str(self._folder))
         self._done: set[int] = set()
         self._overlay: str | None = None
+        self._note = ""
         self._where = f"node {settings.node}, job {settings.job}, task {settings.task}"
 
     def run(self) -> int:
@@ -161,8 +162,7 @@ class Task:
         if have is None:
             return False
         serious, slight = differences(bundle.manifest["needs"], have)
-        if slight:
-            sys.stderr.write(f"patch levels differ: {'; '.join(slight)}\n")
+        self._note = "; ".join(slight)
         if not serious:
             return False
         text = (
@@ -256,6 +256,8 @@ class Task:
 
     def _collect(self) -> None:
         for outcome in self._journals.read():
+            if self._note:  # patch levels differ: said with one outcome
+                outcome.head["note"], self._note = self._note, ""
             self._sender.put(outcome)
             self._done.add(outcome.chunk)
 
