@@ -235,9 +235,17 @@ class Environment:
         lock = part / "pylock.toml"
         lock.write_text("\n".join(lines) + "\n")
         install = ["pip", "install", "--python", str(python), "--no-deps", "-r", str(lock)]
+        # What is in uv's cache has the lock's hashes already; left to itself uv asks the index about each file again,
+        # which takes longer than all the rest.
+        if not self._is["offline"] and (self._root / "uv-cache").exists():
+            try:
+                self._uv(install, "installing the packages from the node's cache", offline=True)
+                return
+            except PreparationError:
+                pass  # something of the lock is not in the cache yet
         self._uv(install, "installing the packages")
 
-    def _uv(self, arguments: list[str], what: str) -> None:
+    def _uv(self, arguments: list[str], what: str, *, offline: bool = False) -> None:
         program: Path = self._root / "uv" / self._is["uv"]["sha256"][:16] / "uv"
         if not program.exists():
             wheel = self._fetch(self._is["uv"])
@@ -259,7 +267,7 @@ class Environment:
             "NO_COLOR": "1",
             **self._is["uv_environment"],
         }
-        if self._is["offline"]:
+        if offline or self._is["offline"]:
             environment["UV_OFFLINE"] = "1"
         if self._trusted() is not None:
             environment["SSL_CERT_FILE"] = str(self._trusted())
