@@ -8,7 +8,7 @@ their errors become ours.
 
 from __future__ import annotations
 
-from .interfaces import BatchService, BlobItem, BlobService, JobSpec, PoolService, TaskEnd, TaskSpec
+from .interfaces import BatchService, BlobItem, BlobService, ContainerItem, JobSpec, PoolService, TaskEnd, TaskSpec
 from .poolspec import (
     AutoscaleRun,
     AutoscaleSpec,
@@ -34,6 +34,7 @@ __all__ = [
     "BatchService",
     "BlobItem",
     "BlobService",
+    "ContainerItem",
     "ContainerSpec",
     "FileSpec",
     "ImageSpec",

@@ -7,15 +7,16 @@ gives for at most 7 days; what needs to live longer needs a pool's identity inst
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_blob_sas, generate_container_sas
 
 from ..errors import AuthenticationError, ConfigurationError
 from .faults import translated, translates
-from .interfaces import BlobItem
+from .interfaces import BlobItem, ContainerItem
 
 #: Up to this size a blob goes in one request; above it, in blocks of this size.
 LARGE_PUT: dict[str, Any] = {"max_single_put_size": 8 << 20, "max_block_size": 8 << 20}
@@ -56,11 +57,26 @@ class AzureBlobs:
     def close(self) -> None:
         self._client.close()
 
+    # containers -----------------------------------------------------------------------------------------
+
     @translates("creating a blob container")
-    def create_container(self, container: str) -> bool:
+    def create_container(self, container: str, *, metadata: Mapping[str, str] | None = None) -> bool:
         try:
-            self._client.create_container(container)
+            self._client.create_container(container, metadata=dict(metadata or {}))
         except ResourceExistsError:
+            return False
+        return True
+
+    @translates("listing blob containers")
+    def containers(self, prefix: str) -> list[ContainerItem]:
+        found = self._client.list_containers(name_starts_with=prefix, include_metadata=True)
+        return [ContainerItem(name=c.name, modified=c.last_modified, metadata=c.metadata or {}) for c in found]
+
+    @translates("marking a blob container")
+    def mark_container(self, container: str, metadata: Mapping[str, str]) -> bool:
+        try:
+            self._client.get_container_client(container).set_container_metadata(dict(metadata))
+        except ResourceNotFoundError:
             return False
         return True
 
@@ -70,6 +86,8 @@ class AzureBlobs:
             self._client.delete_container(container)
         except ResourceNotFoundError:
             pass
+
+    # blobs ----------------------------------------------------------------------------------------------
 
     @translates("storing a blob")
     def put(self, container: str, name: str, data: bytes | memoryview, *, overwrite: bool = True) -> bool:
@@ -84,7 +102,37 @@ class AzureBlobs:
     @translates("listing blobs")
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
         found = self._client.get_container_client(container).list_blobs(name_starts_with=prefix)
-        return [BlobItem(name=blob.name, size=blob.size) for blob in found]
+        return [BlobItem(name=blob.name, size=blob.size, modified=blob.last_modified) for blob in found]
+
+    @translates("looking for a blob")
+    def stat(self, container: str, name: str) -> BlobItem | None:
+        try:
+            found = self._client.get_blob_client(container, name).get_blob_properties()
+        except ResourceNotFoundError:
+            return None
+        return BlobItem(name=name, size=found.size, modified=found.last_modified)
+
+    @translates("touching a blob")
+    def touch(self, container: str, name: str) -> bool:
+        try:
+            self._client.get_blob_client(container, name).set_blob_metadata({})
+        except ResourceNotFoundError:
+            return False
+        return True
+
+    @translates("deleting a blob")
+    def delete(self, container: str, name: str, *, unmodified_since: datetime | None = None) -> bool:
+        blob = self._client.get_blob_client(container, name)
+        condition = {} if unmodified_since is None else {"if_unmodified_since": unmodified_since}
+        try:
+            blob.delete_blob(**condition)
+        except ResourceNotFoundError:
+            return False
+        except HttpResponseError as exc:
+            if exc.status_code == 412:
+                return False
+            raise
+        return True
 
     @translates("reading a blob")
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:

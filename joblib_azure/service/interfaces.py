@@ -78,6 +78,16 @@ class BlobItem:
 
     name: str
     size: int
+    modified: datetime  #: when its content or its metadata were last written
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerItem:
+    """A container in a listing."""
+
+    name: str
+    modified: datetime  #: when it was created or its metadata were last written; blobs in it do not count
+    metadata: Mapping[str, str]
 
 
 class PoolService(Protocol):
@@ -182,17 +192,40 @@ class BatchService(PoolService, Protocol):
 class BlobService(Protocol):
     """A storage account's blobs; the same errors as `BatchService`."""
 
-    def create_container(self, container: str) -> bool:
-        """Create a container; False where it is there already."""
+    def create_container(self, container: str, *, metadata: Mapping[str, str] | None = None) -> bool:
+        """Create a container; False where it is there already, whose metadata stay."""
+
+    def containers(self, prefix: str) -> Iterable[ContainerItem]:
+        """List containers by prefix, with their metadata."""
+
+    def mark_container(self, container: str, metadata: Mapping[str, str]) -> bool:
+        """Replace a container's metadata, which makes it modified now; False where it is not there."""
 
     def delete_container(self, container: str) -> None:
         """Delete a container; one that is not there is no error."""
 
     def put(self, container: str, name: str, data: bytes | memoryview, *, overwrite: bool = True) -> bool:
-        """Store a blob; False where one is there and `overwrite` is False."""
+        """Store a blob, a large one in blocks side by side and without a copy of it.
+
+        Parameters
+        ----------
+        data : bytes or memoryview
+            Contiguous.
+        overwrite : bool
+            Where False and a blob of that name is there, nothing is stored and False is returned.
+        """
 
     def blobs(self, container: str, prefix: str) -> Iterable[BlobItem]:
-        """List blobs by prefix."""
+        """List blobs by prefix. :raises ResourceNotFoundError: there is no such container."""
+
+    def stat(self, container: str, name: str) -> BlobItem | None:
+        """Return a blob's size and time; None where it is not there."""
+
+    def touch(self, container: str, name: str) -> bool:
+        """Make a blob modified now, for those that collect old ones; False where it is not there."""
+
+    def delete(self, container: str, name: str, *, unmodified_since: datetime | None = None) -> bool:
+        """Delete a blob; False where it is not there, or was modified later than `unmodified_since`."""
 
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of a blob from `offset` on."""
