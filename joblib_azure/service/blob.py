@@ -123,7 +123,7 @@ class AzureBlobs:
     @translates("deleting a blob")
     def delete(self, container: str, name: str, *, unmodified_since: datetime | None = None) -> bool:
         blob = self._client.get_blob_client(container, name)
-        condition = {} if unmodified_since is None else {"if_unmodified_since": unmodified_since}
+        condition: dict[str, Any] = {} if unmodified_since is None else {"if_unmodified_since": unmodified_since}
         try:
             blob.delete_blob(**condition)
         except ResourceNotFoundError:
