@@ -66,6 +66,9 @@ CLUSTER: dict[str, Any] = {
     "nodeTimeout": 1200.0,
     "jobLease": 7200.0,
     "idleTimeout": 300.0,
+    "keepBlobs": "always",
+    "keepDays": 30.0,
+    "nodeCache": 12.5,
     "retries": 4,
 }
 #: Keys that exclude one of those above.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -30,6 +30,8 @@ from .values import Blank, IdentityId, ImageId, Link, Matching, SubnetId, Text
 SLOTS_PER_CORE, MAX_SLOTS = 4, 256
 #: 30 days. Nothing here waits longer on purpose, and larger numbers overflow in timers.
 MAX_SECONDS = 30 * 86400
+#: Ten years, and a petabyte: more than anybody means, and far from where dates and integers end.
+MAX_DAYS, MAX_GIGABYTES = 3650, 1_000_000
 _FROM_SIZE: Any = None
 
 
@@ -98,6 +100,14 @@ class ClusterConfig(Settings):
         Seconds after which the service ends the job of a client that has died.
     idle_timeout : float, default 600
         Seconds without a Parallel call after which a session ends its job.
+    keep_blobs : {"on_error", "always", "never"}, default "on_error"
+        Whether what a session has stored for itself (calls and their outcomes) stays when it ends: with ``on_error``
+        where the infrastructure failed, so that it can be looked at.
+    keep_days : float, default 7
+        Days for which what is kept stays, before ``joblib-azure storage gc`` or the next session removes it.
+    node_cache : float, optional
+        Gigabytes that cached buffers may take on a node's disk; by default half of what is free or holds them
+        already.
     retries : int, default 2
         How often a bundle that the infrastructure lost is run again.
 
@@ -153,6 +163,9 @@ class ClusterConfig(Settings):
     # 3600 s: see DESIGN.md, decision 8. The service takes no constraint below a minute seriously.
     job_lease: Annotated[float, Field(ge=60, le=MAX_SECONDS)] = 3600.0
     idle_timeout: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 600.0
+    keep_blobs: Literal["on_error", "always", "never"] = "on_error"
+    keep_days: Annotated[float, Field(gt=0, le=MAX_DAYS)] = 7.0
+    node_cache: Annotated[float | None, Field(gt=0, le=MAX_GIGABYTES)] = None
     retries: Annotated[int, Field(ge=0, le=10)] = 2
 
     @classmethod
