@@ -64,8 +64,8 @@ def test_an_environment_from_the_registry_once_a_lock(lab: Lab) -> None:
 def test_an_installation_that_fails_ends_the_job_with_its_log(lab: Lab, tmp_path: Path) -> None:
     """Here storage has something else than what the lock says."""
     wheel = make_wheel(tmp_path, "broken_in_storage", "x = 1")
-    from joblib_azure.environment import FILES
     from joblib_azure.environment.wheels import sha256_of
+    from joblib_azure.storage import FILES
 
     blobs = lab.cluster.blobs
     blobs.create_container(FILES)

@@ -7,10 +7,10 @@ try one. That pool has a name of its own, so that no script comes to use it, and
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from .. import storage
 from ..errors import ResourceNotFoundError, ServiceError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 #: Metadata of a pool that ``doctor`` made for its own task alone.
 MARK = "joblib_azure_doctor"
 _SUFFIX, _LONGEST = "-doctor", 64
-#: Ids of the jobs of sessions, as `joblib_azure.session.Session` makes them.
-_SESSION = re.compile(r"joblib-\d{8}-\d{6}-[0-9a-f]{8}")
 
 
 def doctors_pool(name: str) -> str:
@@ -35,12 +33,12 @@ def end_sessions(cluster: Cluster, jobs: Iterable[JobState]) -> int:
     """Delete the jobs of sessions on a pool that goes, and their containers; return how many there were."""
     ended = 0
     for job in jobs:
-        if not _SESSION.fullmatch(job.id):
+        if not storage.is_session(job.id):
             continue
         try:
             cluster.batch.end_job(job.id, delete=True)
-            for kind in ("in", "out"):
-                cluster.blobs.delete_container(f"{job.id}-{kind}")
+            for container in storage.session_containers(job.id):
+                cluster.blobs.delete_container(container)
         except ServiceError as exc:
             logger.warning("job %s and its blobs could not be removed: %s", job.id, exc)
         else:

@@ -20,7 +20,7 @@ The node's side is `joblib_azure.node.prepare`, `.archive`, `.interpreter`, `.ov
 from __future__ import annotations
 
 from .code import NodeCode, node_code
-from .plan import FILES, EnvironmentPlan, Lock, node_platform, plan
+from .plan import EnvironmentPlan, Lock, node_platform, plan
 from .versions import client_needs
 
-__all__ = ["FILES", "EnvironmentPlan", "Lock", "NodeCode", "client_needs", "node_code", "node_platform", "plan"]
+__all__ = ["EnvironmentPlan", "Lock", "NodeCode", "client_needs", "node_code", "node_platform", "plan"]

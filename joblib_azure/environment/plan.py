@@ -31,6 +31,7 @@ from ..codec import Buffer
 from ..config import AccountConfig, ClusterConfig
 from ..errors import PackagesError
 from ..service import BlobService, TaskSpec
+from ..storage import FILES, archive_container, stale, touch_container
 from .code import node_code
 from .indexes import Indexes, read_indexes
 from .installed import distributions
@@ -42,9 +43,6 @@ from .wheels import build, download, runs_on_nodes, sha256_of
 
 logger = logging.getLogger(__name__)
 
-#: Container of the files that nodes cannot fetch by themselves, shared by all jobs of the account.
-FILES = "joblib-azure-environments"
-_ARCHIVE_CONTAINER = "joblib-azure-env-{}"
 _CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
 _DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publication.json", "environment.tar.gz"
 _STREAMS = 8
@@ -140,7 +138,7 @@ class EnvironmentPlan:
 
     def _publication(self, lock: Lock, blobs: BlobService, container: str, lifetime: timedelta) -> list[TaskSpec]:
         """Return the task that stores the environment's archive; none where it is there, or nobody would take it."""
-        archives = _ARCHIVE_CONTAINER.format(lock.digest)
+        archives = archive_container(lock.digest)
         self.publishes &= all(item.name != _ARCHIVE for item in blobs.blobs(archives, _ARCHIVE))
         if not self.publishes:
             return []
@@ -190,16 +188,20 @@ class EnvironmentPlan:
         return files
 
     def _describe(self, lock: Lock, blobs: BlobService, lifetime: timedelta) -> dict[str, Any]:
-        archives = _ARCHIVE_CONTAINER.format(lock.digest)
-        blobs.create_container(archives)
+        archives = archive_container(lock.digest)
+        if not blobs.create_container(archives):
+            touch_container(blobs, archives)
         shipped = lock.shipped
         if shipped:
             blobs.create_container(FILES)
-            stored = {item.name for item in blobs.blobs(FILES, "")}
+            stored = {item.name: item.modified for item in blobs.blobs(FILES, "")}
             for file in shipped:
-                if _blob_name(file) not in stored:
-                    logger.info("storing %s for the nodes", file.file)
-                    blobs.put(FILES, _blob_name(file), Path(file.path).read_bytes(), overwrite=False)
+                name = _blob_name(file)
+                # What is used is touched, and is stored again where it was collected at this very moment.
+                if name in stored and (not stale(stored[name]) or blobs.touch(FILES, name)):
+                    continue
+                logger.info("storing %s for the nodes", file.file)
+                blobs.put(FILES, name, Path(file.path).read_bytes(), overwrite=False)
 
         def described(file: LockedFile | None) -> dict[str, Any] | None:
             if file is None:

@@ -79,6 +79,11 @@ class AzureBatch(PoolOperations):
         constraints = models.BatchJobConstraints(max_wall_clock_time=lifetime, max_task_retry_count=0)
         self._client.update_job(job, models.BatchJobUpdateOptions(constraints=constraints))
 
+    @translates("listing the jobs that run")
+    def running_jobs(self, prefix: str) -> set[str]:
+        condition = f"startswith(id,'{prefix}') and state ne 'completed'"
+        return {str(job.id) for job in self._client.list_jobs(filter=condition, select=["id"])}
+
     @translates("ending a job")
     def end_job(self, job: str, *, delete: bool) -> None:
         if delete:

@@ -161,11 +161,18 @@ class PoolService(Protocol):
 class BatchService(PoolService, Protocol):
     """The Batch service; the same errors as `PoolService`."""
 
+    @property
+    def endpoint(self) -> str:
+        """URL of the account, which no other one has."""
+
     def create_job(self, spec: JobSpec) -> None:
         """Create a job."""
 
     def extend_job(self, job: str, lifetime: timedelta) -> None:
         """Let the job live `lifetime` from its creation on."""
+
+    def running_jobs(self, prefix: str) -> set[str]:
+        """Return the ids of the account's jobs that begin with `prefix` and have not completed."""
 
     def end_job(self, job: str, *, delete: bool) -> None:
         """Terminate or delete a job, without waiting for its end; one that is not there is no error."""
