@@ -182,7 +182,7 @@ def test_what_is_used_after_the_listing_stays(blobs: BlobService, batch: BatchSe
         blobs.create_container(container)
         blobs.put(container, "one", b"1")
     job = session(blobs, batch.endpoint)
-    time.sleep(3)
+    time.sleep(5.5)
 
     def use(container: str) -> None:
         blobs.touch(BUFFERS, "one")
@@ -190,7 +190,7 @@ def test_what_is_used_after_the_listing_stays(blobs: BlobService, batch: BatchSe
         storage.keep(blobs, f"{job}-out", 1)
 
     late: Any = Late(blobs, use)
-    found = storage.collect(late, batch, age=timedelta(seconds=1.5), grace=NOTHING)
+    found = storage.collect(late, batch, age=timedelta(seconds=4), grace=NOTHING)
     assert {each.name for each in found.removed} == {f"{job}-in"}
     assert {each.name for each in found.left} == {BUFFERS, f"{ARCHIVES}lock", f"{job}-out"}
     assert [item.name for item in blobs.blobs(BUFFERS, "")] == ["one"]
