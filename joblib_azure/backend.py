@@ -172,6 +172,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             inner_max_num_threads=self.inner_max_num_threads,
             path=(),
             environment={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+            return_as=getattr(parallel, "return_as", "list"),
             initializer=None if initializer is None else cloudpickle.dumps((initializer, initargs), PROTOCOL),
         )
         return workers

@@ -9,19 +9,27 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .capacity import Bundle
-from .codec import Buffer, CallEncoder, EncodedChunk, decode_outcome
-from .errors import CodecError, JoblibAzureError, PackagesError, RemoteTraceback, WorkerDiedError
+from .codec import Buffer, CallEncoder, EncodedChunk, decode_outcome, write_bundle
+from .codec.content import Map
+from .errors import CodecError, JoblibAzureError, PackagesError, RemoteTraceback, TaskPicklingError, WorkerDiedError
+from .results import Results
 
 logger = logging.getLogger(__name__)
+
+#: Buffers from this size on move by themselves where the user says nothing of it: joblib's own ``max_nbytes``.
+THRESHOLD = 1 << 20
+#: Other chunks that are looked at for what a chunk has in common with them.
+_BESIDE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,8 @@ class CallSettings:
     n_jobs : int
         Chunks that may run at once, at least 2.
     max_nbytes : int or None
-        Buffers of at least this many bytes travel out of band; None: never.
+        Buffers of at least this many bytes move by themselves, once, and are mapped on the node. None: each call
+        gets copies of its own there, as it would at home; they still move once.
     mmap_mode : str or None
         How they are mapped on the node.
     inner_max_num_threads : int or None
@@ -44,6 +53,8 @@ class CallSettings:
         Variables for the calls: the limits of threads that the user set here.
     initializer : bytes or None
         Pickle of a function and its arguments, called once in every worker before its first call.
+    return_as : str
+        How joblib hands the results over: ``list``, ``generator`` or ``generator_unordered``.
     """
 
     n_jobs: int
@@ -53,16 +64,42 @@ class CallSettings:
     path: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     initializer: bytes | None = None
+    return_as: str = "list"
+
+    @property
+    def threshold(self) -> int:
+        """Bytes from which on a buffer moves by itself."""
+        return THRESHOLD if self.max_nbytes is None else self.max_nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A chunk's authenticated outcome: its head, its pickle and where it was made."""
+    """A chunk's authenticated outcome: its head, its pickle and where it was made.
+
+    Parameters
+    ----------
+    head : dict
+    body : bytes
+        The pickle; empty where `results` has it.
+    job, task : str
+    results : Results, optional
+        What is fetched when it is consumed.
+    raised : tuple, optional
+        What a call raised, and its traceback, where that was too large for the head's record.
+    """
 
     head: dict[str, Any]
     body: bytes | memoryview
     job: str
     task: str
+    results: Results | None = None
+    raised: Any = None
+
+    def fetched(self) -> Outcome:
+        """Return the outcome with what its `value` needs at hand; may take its time."""
+        if self.results is None or self.head["ok"]:
+            return self
+        return replace(self, raised=next(iter(self.results)), results=None)
 
     def value(self) -> Any:
         """Return the results, or raise what the call raised with the remote traceback as its cause."""
@@ -77,7 +114,9 @@ class Outcome:
                 job=self.job,
                 task=self.task,
             )
-        value = decode_outcome(self.body)
+        if self.results is not None:
+            return self.results
+        value = decode_outcome(self.body) if self.raised is None else self.raised
         if self.head["ok"]:
             return value
         error, text = value
@@ -91,34 +130,6 @@ class Outcome:
 def _warn(note: str) -> None:
     """Say once what the nodes have otherwise than the client, and no call fails for."""
     logger.warning("the nodes' packages differ in their patch level: %s", note)
-
-
-class BufferStore:
-    """Stores content-addressed buffers, each of them once; for bundles that are uploaded side by side.
-
-    Parameters
-    ----------
-    put : callable
-        Stores a buffer; one that storage has already is no error.
-    """
-
-    def __init__(self, put: Callable[[Buffer], Any]) -> None:
-        self._put = put
-        self._stored: set[str] = set()
-        self._storing: dict[str, threading.Lock] = {}
-
-    def store(self, buffers: Iterable[Buffer]) -> None:
-        """Store the buffers that are not known to be stored."""
-        for buffer in buffers:
-            # The first that needs a buffer stores it, the others wait for that.
-            with self._storing.setdefault(buffer.digest, threading.Lock()):
-                if buffer.digest not in self._stored:
-                    self._put(buffer)
-                    self._stored.add(buffer.digest)
-
-    def forget(self, digests: Iterable[str]) -> None:
-        """A node did not find these in storage: store them again when they are next needed."""
-        self._stored.difference_update(digests)
 
 
 class ChunkFuture:
@@ -136,6 +147,11 @@ class ChunkFuture:
 
     def settle(self, outcome: Outcome | BaseException) -> None:
         """Take the outcome and run the callback; on the call's own thread."""
+        if isinstance(outcome, Outcome):
+            try:
+                outcome = outcome.fetched()
+            except JoblibAzureError as exc:
+                outcome = exc
         self._outcome, self.batch = outcome, None
         if self._callback is not None:
             self._callback(self)
@@ -159,13 +175,22 @@ class Call:
     settings : CallSettings
     overlay : sequence of Buffer, default ()
         The archives of the user's modules as they were when the call began.
+    number : int
+        The session counts its calls.
+    map : callable
+        Hashes pieces side by side.
     """
 
-    def __init__(self, id: str, settings: CallSettings, overlay: Sequence[Buffer] = ()) -> None:
+    def __init__(
+        self, id: str, settings: CallSettings, overlay: Sequence[Buffer] = (), *, number: int = 0, map: Map = map
+    ) -> None:
         self.id = id
+        self.number = number
         self.settings = settings
         self.overlay = tuple(overlay)
-        self.encoder = CallEncoder(settings.max_nbytes)
+        self._encoder = CallEncoder(settings.threshold, map)
+        self._encoding = threading.Lock()
+        self._arrived = itertools.count()
         self.failure: BaseException | None = None
         self.closed = False
         #: Name of the call's first function, by which the session remembers what its calls cost.
@@ -196,26 +221,77 @@ class Call:
             self._inbox.put((future, failure))
         return future
 
-    def manifest(self, encoded: Sequence[tuple[int, EncodedChunk]], url: Callable[[str], str]) -> dict[str, Any]:
-        """Return what a bundle of these chunks says of itself.
+    def encode(self, chunks: Sequence[int], *, anew: bool = False) -> list[tuple[int, EncodedChunk]]:
+        """Encode chunks; one that cannot be pickled gets that as its outcome, one that has an outcome is left out.
 
         Parameters
         ----------
+        chunks : sequence of int
+        anew : bool
+            Whether something has changed since it was encoded, so that no name is to be believed.
+        """
+        encoded = []
+        with self._encoding:
+            if anew:
+                self._encoder.forget()
+            for chunk in chunks:
+                batch = self.batch(chunk)
+                if batch is None:
+                    continue
+                try:
+                    encoded.append((chunk, self._encoder.chunk(batch, self._beside(chunk))))
+                except TaskPicklingError as exc:
+                    self.deliver(chunk, exc)
+        return encoded
+
+    def _beside(self, chunk: int) -> list[Any]:
+        with self._lock:
+            near = (self._futures.get(chunk + step) for step in range(1, _BESIDE + 1))
+            return [future.batch for future in near if future is not None and future.batch is not None]
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Full names of the modules that what was encoded so far refers to."""
+        with self._encoding:
+            return frozenset(self._encoder.modules)
+
+    def bundle(
+        self,
+        key: bytes,
+        place: str,
+        encoded: Sequence[tuple[int, EncodedChunk]],
+        needs: Any,
+        url: Callable[[str], str],
+    ) -> tuple[bytes, dict[str, Buffer]]:
+        """Return a bundle of these chunks and the buffers that it needs, by their names.
+
+        Parameters
+        ----------
+        key, place
+            As `codec.write_bundle` takes them.
         encoded : sequence of (int, EncodedChunk)
+        needs : JSON value
+            The packages that its pickles need.
         url : callable
-            Returns where a node reads the buffer of a digest.
+            Returns where a node reads the buffer of a name.
         """
         settings = self.settings
-        needed = {b.digest for _, c in encoded for b in c.buffers} | {b.digest for b in self.overlay}
-        needed |= {b.digest for _, c in encoded for n in c.functions for b in self.encoder.function(n)[1]}
-        return {
+        manifest: dict[str, Any] = {
             "call": self.id,
-            "mmap_mode": settings.mmap_mode,
+            # As at home: without a limit nothing is mapped.
+            "mmap_mode": None if settings.max_nbytes is None else settings.mmap_mode,
             "path": list(settings.path),
             "overlay": [buffer.digest for buffer in self.overlay],
             "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
-            "urls": {digest: url(digest) for digest in sorted(needed)},
+            "needs": needs,
         }
+        with self._encoding:
+            return write_bundle(key, place, manifest, encoded, self._encoder, self.overlay, url)
+
+    def order(self, chunk: int) -> tuple[int, ...]:
+        """Return where the results of a chunk that has arrived now come, among those of all calls."""
+        unordered = self.settings.return_as == "generator_unordered"
+        return self.number, next(self._arrived) if unordered else chunk
 
     def task_id(self, encoded: Sequence[tuple[int, EncodedChunk]]) -> str:
         """Count an attempt to send these chunks and return the id of its task: the same again for the same content."""

@@ -19,6 +19,7 @@
      │   └─ LocalClusterError                the emulator or Azurite did not start or has died
      ├─ CodecError                           bytes that cannot be made or read
      │   ├─ IntegrityError                   authentication of a blob failed; nothing was unpickled
+     │   ├─ ContentChangedError              an argument changed while it was being sent
      │   ├─ TaskPicklingError (PicklingError)    a call cannot be sent
      │   └─ ResultPicklingError (PicklingError)  a call's outcome cannot be sent back
      ├─ TaskFailedError                      the infrastructure lost a call more often than allowed
@@ -136,6 +137,10 @@ class CodecError(JoblibAzureError):
 
 class IntegrityError(CodecError):
     """A blob's authentication code does not fit its content and place; nothing of it was unpickled."""
+
+
+class ContentChangedError(CodecError):
+    """What was to be stored under its content's name has another content by now; it was not stored."""
 
 
 class TaskPicklingError(CodecError, PicklingError):

@@ -8,7 +8,6 @@ without having said so. Where nothing happens the looks get rarer.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import logging
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from .call import Outcome
-from .codec import Record, unseal_all
+from .codec import Record, unseal, unseal_all
 from .errors import (
     AuthenticationError,
     IntegrityError,
@@ -44,6 +43,8 @@ DOUBT = 5.0
 OVERLAP = timedelta(seconds=60)
 #: Seconds for which the service may be out of reach before the calls fail.
 PATIENCE = 60.0
+#: Bytes of outcomes that are read at a time: more than the largest record, since a larger outcome is a payload.
+_WINDOW = 16 << 20
 #: Bytes of stderr that an error shows.
 TAIL = 2000
 
@@ -174,37 +175,58 @@ class Monitor:
         if entry is None:
             return
         try:
-            length, end = item.size - stream.position, 0
-            data = session.cluster.blobs.read(session.outputs, item.name, stream.position, length)
-            for record in unseal_all(session.key, f"{session.job}/{item.name}", data, stream.records):
-                stream.records += 1
-                self._take(entry, record)
-                end = record.end
-            stream.position += end
+            while stream.position < item.size:
+                # A window at a time: what many tasks have said meanwhile must not all be in memory at once.
+                length = min(_WINDOW, item.size - stream.position)
+                data = session.cluster.blobs.read(session.outputs, item.name, stream.position, length)
+                end = 0
+                for record in unseal_all(session.key, f"{session.job}/{item.name}", data, stream.records):
+                    self._take(entry, record, item.name, stream.position + end, stream.records)
+                    stream.records += 1
+                    end = record.end
+                if end == 0:
+                    break  # the rest of a record is still on its way
+                stream.position += end
         except IntegrityError as exc:
             entry.call.fail(exc)
             session.finish(entry)
         except ResourceNotFoundError:
             logger.debug("outcomes %s are gone", item.name)
 
-    def _take(self, entry: UnderWay, record: Record) -> None:
-        session, head = self._session, record.head
+    def _take(self, entry: UnderWay, record: Record, blob: str, start: int, number: int) -> None:
+        """Take in a record that lies at `start` of the append blob `blob` and is the `number`-th there."""
+        session, head, call = self._session, record.head, entry.call
         if "end" in head:
             self._end(entry, head["end"])
             return
+        chunk, results = head["chunk"], None
         body: bytes | memoryview = record.body
-        if "blob" in head:
-            body = session.cluster.blobs.read(session.outputs, head["blob"])
-            if hashlib.sha256(body).hexdigest() != head["sha256"]:
-                raise IntegrityError(
-                    f"the content of {session.outputs}/{head['blob']} is not what its task sealed; nothing of it "
-                    "was unpickled"
-                )
+        generator = call.settings.return_as != "list"
+        if "groups" in head:
+            results = session.window.payload(
+                head["blob"],
+                head["groups"],
+                head["contents"],
+                order=call.order(chunk),
+                bounded=generator and head["ok"],
+            )
+        elif generator and head.get("ok"):
+            size = record.end
+
+            def read_again() -> memoryview:
+                data = session.cluster.blobs.read(session.outputs, blob, start, size)
+                found = unseal(session.key, f"{session.job}/{blob}#{number}", data)
+                if found is None:
+                    raise IntegrityError(f"{session.outputs}/{blob} has become shorter than it was")
+                return found.body
+
+            results = session.window.record(body, read_again, order=call.order(chunk))
+            body = b""
         with session.changed:
-            entry.remaining.discard(head["chunk"])
+            entry.remaining.discard(chunk)
         if "seconds" in head:
             session.observe(entry, head["calls"], head["seconds"])
-        entry.call.deliver(head["chunk"], Outcome(head=head, body=body, job=session.job, task=entry.task))
+        call.deliver(chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results))
 
     def _end(self, entry: UnderWay, end: dict[str, float]) -> None:
         session = self._session

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from pathlib import Path
 
 from .cluster import Cluster
@@ -19,6 +20,8 @@ from .session import Session
 _lock = threading.RLock()
 _clusters: dict[tuple[ClusterConfig, AccountConfig], Cluster] = {}
 _sessions: dict[int, Session] = {}
+#: All that are alive: one that has ended may still hold results for whoever consumes them.
+_opened: weakref.WeakSet[Session] = weakref.WeakSet()
 _local: list[Cluster] = []
 _exit_hook: list[object] = []
 
@@ -83,6 +86,7 @@ def session_for(cluster: Cluster) -> Session:
             session.open()
             cluster.on_close(close_sessions)
             _sessions[id(cluster)] = session
+            _opened.add(session)
             if not _exit_hook:
                 # Registered this late, it runs before the hooks that end a local cluster's servers.
                 _exit_hook.append(atexit.register(_close_all))
@@ -95,8 +99,10 @@ def close_sessions(cluster: Cluster | None = None) -> None:
         ending = [s for s in _sessions.values() if cluster is None or s.cluster is cluster]
         for session in ending:
             _sessions.pop(id(session.cluster), None)
+        ending += [s for s in _opened if s.closed and (cluster is None or s.cluster is cluster)]
     for session in ending:
         session.close()
+        session.release()
 
 
 def _close_all() -> None:
@@ -111,6 +117,7 @@ def _forget() -> None:
     _lock = threading.RLock()
     _clusters.clear()
     _sessions.clear()
+    _opened.clear()
     _local.clear()
 
 

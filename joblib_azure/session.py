@@ -2,14 +2,16 @@
 
 ::
 
-    Call.add ─► planner ─► dispatcher thread: encode, upload, add tasks ─► Batch ─► nodes
-                  ▲                                                                   │
-                  └── measured costs, free slots ── monitor thread ◄── outcomes ◄─────┘
+    Call.add ─► planner ─► submitter (a thread): encode, upload, add tasks ─► Batch ─► nodes
+                  ▲                                                                      │
+                  └── measured costs, free slots ── monitor (a thread) ◄── outcomes ◄────┘
                                                         └──► Call.deliver ─► the call's own thread ─► joblib
+                                                                                 window ─► its consumer
 
 The session owns the planner (under its one lock) and the two threads; it knows which bundle is in which
 task. A call that ends or is aborted leaves the session to the next one. The job's lease on the service is an
-hour, pushed on while the client lives (DESIGN.md, decision 8).
+hour, pushed on while the client lives (DESIGN.md, decision 8). Results that a generator's consumer has not taken
+yet outlive the session in storage, until they are taken or dropped.
 """
 
 from __future__ import annotations
@@ -18,28 +20,33 @@ import base64
 import concurrent.futures
 import itertools
 import logging
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from . import environment
-from .call import BufferStore, Call, CallSettings, UnderWay
-from .capacity import Bundle, Capacity, Cost
+from .buffers import BufferStore
+from .call import Call, CallSettings, UnderWay
+from .capacity import Capacity, Cost
 from .cluster import Cluster
-from .codec import EncodedChunk, new_key, write_bundle
-from .errors import JoblibAzureError, ServiceError, SessionClosedError, TaskPicklingError
+from .codec import new_key
+from .errors import JoblibAzureError, ServiceError, SessionClosedError
 from .monitor import Monitor
 from .planner import Planner
-from .service import JobSpec, TaskContainer, TaskSpec
+from .results import Window
+from .service import JobSpec, TaskContainer
+from .storage import BUFFERS, keep, session_containers, session_metadata, sweep
+from .submitter import Submitter
 
 logger = logging.getLogger(__name__)
 
-#: Container of the account's content-addressed buffers, shared by all jobs.
-BUFFERS = "joblib-azure-buffers"
 #: Threads for uploads, downloads and terminations of one session.
 _STREAMS = 8
+_HASHERS = min(8, os.cpu_count() or 1)
 #: Seconds that `close` waits for each of its threads; what they wait for has deadlines of its own.
 _JOIN = 5.0
 
@@ -60,7 +67,7 @@ class Session:
         )
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         self.job = f"joblib-{stamp}-{secrets.token_hex(4)}"
-        self.inputs, self.outputs = f"{self.job}-in", f"{self.job}-out"
+        self.inputs, self.outputs = session_containers(self.job)
         self.key = new_key()
         #: Guards the planner and everything below; the threads sleep on it.
         self.changed = threading.Condition()
@@ -72,13 +79,21 @@ class Session:
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, Cost] = {}
-        self._buffers = BufferStore(lambda b: self.cluster.blobs.put(BUFFERS, b.digest, b.data, overwrite=False))
+        self.buffers = BufferStore(lambda: self.cluster.blobs)
+        self.window = Window(self._fetch, None if config.keep_blobs == "always" else self._consumed)
+        # Hashing lets go of the interpreter, so that pieces are hashed by as many cores as there are.
+        self.hashing = concurrent.futures.ThreadPoolExecutor(_HASHERS, thread_name_prefix="joblib_azure-hash")
+        self._submitter = Submitter(self)
+        # A SAS must outlive every task that may use it. A session ends by idleness and its job by its lease,
+        # but a client that lives keeps pushing that lease on; 7 days bound it as user-delegation SAS would. Its
+        # containers, and with them what a SAS is good for, go when the job ends.
+        self.life = max(timedelta(days=7), timedelta(seconds=config.job_lease))
         self._numbers = itertools.count(1)
         self._threads: list[threading.Thread] = []
-        self._job_created = False
-        self._nodes_asked = 0
+        self._job_created = self._cleared = False
+        self.nodes_asked = 0
         image = config.container_image  # its own shared memory would be 64 MB, and loky's workers need more
-        self._container = None if image is None else TaskContainer(image=image, options="--ipc=host")
+        self.container = None if image is None else TaskContainer(image=image, options="--ipc=host")
 
     def __repr__(self) -> str:
         return f"<Session {self.job} on {self.cluster!r}>"
@@ -101,12 +116,10 @@ class Session:
             self.pool.submit(environment.client_needs, ["joblib"])  # what the first bundle asks for takes 0.1 s
             self.cluster.open()
             blobs = self.cluster.blobs
-            for container in (self.inputs, self.outputs, BUFFERS):
-                blobs.create_container(container)
-            lease = timedelta(seconds=config.job_lease)
-            # A SAS must outlive every task that may use it. A session ends by idleness and its job by its lease,
-            # but a client that lives keeps pushing that lease on; 7 days bound it as user-delegation SAS would.
-            life = max(timedelta(days=7), lease)
+            mine = session_metadata(self.job, batch_account=self.cluster.batch.endpoint)
+            for container, metadata in ((self.inputs, mine), (self.outputs, mine), (BUFFERS, {})):
+                blobs.create_container(container, metadata=metadata)
+            lease, life = timedelta(seconds=config.job_lease), self.life
             self.cluster.batch.create_job(
                 JobSpec(
                     id=self.job,
@@ -116,20 +129,25 @@ class Session:
                         "JOBLIB_AZURE_KEY": base64.b64encode(self.key).decode(),
                         "JOBLIB_AZURE_INPUTS": blobs.container_url(self.inputs, "r", life),
                         "JOBLIB_AZURE_OUTPUTS": blobs.container_url(self.outputs, "acw", life),
+                        **({} if config.node_cache is None else {"JOBLIB_AZURE_CACHE": f"{config.node_cache}"}),
                     },
                     preparation=self.plan.preparation_command,
                     files=self.plan.ship(blobs, self.inputs, life),
                     lifetime=lease,
-                    container=self._container,
+                    container=self.container,
                 )
             )
             self._job_created = True
             self.cluster.wait_for_node(lambda: self.closed)
             monitor = Monitor(self)
-            for name, target in (("joblib_azure-dispatcher", self._dispatch), ("joblib_azure-monitor", monitor.run)):
+            for name, target in (
+                ("joblib_azure-submitter", self._submitter.run),
+                ("joblib_azure-monitor", monitor.run),
+            ):
                 thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
+            self.pool.submit(sweep, blobs, self.cluster.batch, batch_account=self.cluster.batch.endpoint)
         except BaseException:
             self.close()
             raise
@@ -147,16 +165,70 @@ class Session:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN)
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.hashing):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._submitter.close()
+        self.buffers.close()
         try:
             self.cluster.check()
+            # Before the job ends: other clients take its containers for left over from then on.
+            if self._keeps:
+                self._keep(self.inputs)
+            if self._keeps or self.window.left:
+                self._keep(self.outputs)
             if self._job_created:
                 # A job whose infrastructure failed is kept, ended, for its logs; the service removes it in time.
                 self.cluster.batch.end_job(self.job, delete=not self.failed)
-            for container in (self.inputs, self.outputs):
-                self.cluster.blobs.delete_container(container)
+            if not self._keeps:
+                self.cluster.blobs.delete_container(self.inputs)
         except JoblibAzureError as exc:
             logger.warning("closing session %s: %s", self.job, exc)
+        # What is not consumed yet lies there.
+        self.window.retire(self._clear_outputs)
+
+    def release(self) -> None:
+        """Let go of results that nobody has consumed; after `close`. Idempotent."""
+        self.window.close(f"the session {self.job} was closed")
+        self._clear_outputs()
+
+    def _clear_outputs(self) -> None:
+        with self.changed:
+            if self._cleared:
+                return
+            self._cleared = True
+        self.window.close(f"the session {self.job} was closed")
+        if self._keeps:
+            return
+        try:
+            self.cluster.check()
+            self.cluster.blobs.delete_container(self.outputs)
+        except JoblibAzureError as exc:
+            logger.warning("closing session %s: %s", self.job, exc)
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the session's blobs stay when it ends."""
+        wish = self.cluster.config.keep_blobs
+        return wish == "always" or (wish == "on_error" and self.failed)
+
+    def _keep(self, container: str) -> None:
+        until = keep(self.cluster.blobs, container, self.cluster.config.keep_days)
+        if until is not None:
+            logger.info("the blobs of session %s stay in %s until %s", self.job, container, until.isoformat())
+
+    def _fetch(self, blob: str, offset: int, size: int, sink: Callable[[int, bytes], Any]) -> str:
+        return self.cluster.blobs.fetch(self.outputs, blob, offset, size, sink)
+
+    def _consumed(self, blob: str) -> None:
+        """Delete what was consumed, so that a session of many calls does not fill the account."""
+        if not self.closed:
+            self.pool.submit(self._delete, blob)
+
+    def _delete(self, blob: str) -> None:
+        try:
+            self.cluster.blobs.delete(self.outputs, blob)
+        except JoblibAzureError as exc:
+            logger.debug("deleting %s/%s: %s", self.outputs, blob, exc)
 
     def fail(self, error: BaseException) -> None:
         """Let every call fail with `error`, then close: something that the session cannot do without is gone."""
@@ -181,7 +253,9 @@ class Session:
         lacks = self.plan.lacks(code)
         if lacks:
             self._renew(lacks)  # closed, the session takes no call: the caller comes again with a new one
-        call = Call(f"c{next(self._numbers):05d}-{secrets.token_hex(3)}", settings, overlay)
+        number = next(self._numbers)
+        name = f"c{number:05d}-{secrets.token_hex(3)}"
+        call = Call(name, settings, overlay, number=number, map=self.hashing.map)
         with self.changed:
             if self.closed:
                 raise SessionClosedError("the session is closed", job=self.job)
@@ -210,27 +284,28 @@ class Session:
     def exhaust(self, call: Call) -> None:
         """Say that no further chunk of the call will come."""
         with self.changed:
-            if self._planned(call):
+            if self.planned(call):
                 self.planner.exhaust(call.id)
                 self.changed.notify_all()
 
     def wanted(self, call: Call) -> int:
         """Return how many further delayed calls joblib should dispatch now."""
         with self.changed:
-            return self.planner.wanted(call.id) if self._planned(call) and call.failure is None else 0
+            return self.planner.wanted(call.id) if self.planned(call) and call.failure is None else 0
 
     def chunk_size(self, call: Call, *, drip: bool) -> int:
         """Return how many delayed calls the next chunk should have; `drip` as in `Planner.chunk_size`."""
         with self.changed:
-            return self.planner.chunk_size(call.id, drip=drip) if self._planned(call) else 1
+            return self.planner.chunk_size(call.id, drip=drip) if self.planned(call) else 1
 
-    def _planned(self, call: Call) -> bool:
+    def planned(self, call: Call) -> bool:
+        """Tell whether the planner knows the call; with the lock held."""
         return call.id in self.calls and bool(call.function)
 
     def end_call(self, call: Call) -> None:
         """Forget a call; what of it still runs is of no use any more and is ended."""
         with self.changed:
-            if self._planned(call):
+            if self.planned(call):
                 cost = self.planner.cost(call.id)
                 if cost is not None:
                     self._costs[call.function] = cost
@@ -239,13 +314,13 @@ class Session:
                 return
             left = [entry for entry in self.under_way.values() if entry.call is call and entry.remaining]
             self.idle_since = time.monotonic()
-            self._nodes_asked = self._nodes_asked if self.calls else 0
+            self.nodes_asked = self.nodes_asked if self.calls else 0
             self.changed.notify_all()
         call.close()
         if left and not self.closed:
-            self.pool.submit(self._abort, call, left)
+            self.pool.submit(self.abort, call, left)
 
-    def _abort(self, call: Call, entries: Iterable[UnderWay]) -> None:
+    def abort(self, call: Call, entries: Iterable[UnderWay]) -> None:
         """End an aborted call's tasks: those that wait see the blob when they start, those that run are terminated."""
         try:
             self.cluster.blobs.put(self.inputs, f"aborted/{call.id}", b"")
@@ -257,117 +332,9 @@ class Session:
             if not self.closed:
                 logger.warning("aborting call %s: %s", call.id, exc)
 
-    # from chunks to tasks -------------------------------------------------------------------------------
-
-    def _dispatch(self) -> None:
-        while True:
-            with self.changed:
-                while not self.closed:
-                    now = time.monotonic()
-                    bundles = self.planner.plan(now)
-                    if bundles:
-                        break
-                    due = self.planner.next_flush(now)
-                    self.changed.wait(None if due is None else max(0.0, due - now))
-                if self.closed:
-                    return
-                calls = {bundle.call: self.calls[bundle.call] for bundle in bundles}
-            self._submit([(bundle, calls[bundle.call]) for bundle in bundles])
-
-    def _submit(self, bundles: list[tuple[Bundle, Call]]) -> None:
-        specs: list[TaskSpec] = []
-        uploads: list[concurrent.futures.Future[None]] = []
-        entries: list[UnderWay] = []
-        for bundle, call in bundles:
-            encoded = self._encode(bundle, call)
-            if not encoded:
-                with self.changed:
-                    self.planner.finish(bundle.id)
-                continue
-            task = call.task_id(encoded)
-            entry = UnderWay(bundle, call, task, time.monotonic(), {chunk for chunk, _ in encoded})
-            uploads.append(self.pool.submit(self._upload, entry, encoded))
-            specs.append(self._task_spec(entry))
-            entries.append(entry)
-        for upload in uploads:
-            upload.result()
-        with self.changed:
-            self.under_way.update((entry.task, entry) for entry in entries)
-            self.tasks_added += len(entries)
-        if specs:
-            self.cluster.batch.add_tasks(self.job, [*specs, *self.plan.later_tasks()])
-        self._ask_for_nodes()
-        with self.changed:
-            late = [entry for entry in entries if entry.call.closed]
-            self.changed.notify_all()
-        for call in {entry.call for entry in late}:
-            # Aborted between the plan and now, so that its abort did not see these tasks.
-            self.pool.submit(self._abort, call, [entry for entry in late if entry.call is call])
-
-    def _ask_for_nodes(self) -> None:
-        """Have the nodes that the tasks fill, where the pool scales: its formula sees tasks minutes later."""
-        config = self.cluster.config
-        with self.changed:
-            slots = sum(entry.bundle.slots for entry in self.under_way.values())
-            nodes = min(config.nodes, -(-slots // config.max_tasks_per_node))
-            if config.fixed or nodes <= self._nodes_asked:
-                return
-            self._nodes_asked = nodes
-        # A thread of its own: the service may make it wait for half a minute, and the interpreter's exit waits for
-        # those of a pool before any hook can close the session.
-        threading.Thread(target=self._demand, args=(nodes,), name="joblib_azure-demand", daemon=True).start()
-
-    def _demand(self, nodes: int) -> None:
-        try:
-            self.cluster.demand(nodes, cancelled=lambda: self.closed)
-        except JoblibAzureError as exc:
-            # There is a node already; the calls go on with those that the formula gives.
-            logger.warning("asking for %d node(s) of %r: %s", nodes, self.cluster, exc)
-
-    def _encode(self, bundle: Bundle, call: Call) -> list[tuple[int, EncodedChunk]]:
-        encoded = []
-        for chunk in bundle.chunks:
-            batch = call.batch(chunk)
-            if batch is None:
-                continue
-            try:
-                encoded.append((chunk, call.encoder.chunk(batch)))
-            except TaskPicklingError as exc:
-                call.deliver(chunk, exc)
-        return encoded
-
-    def _upload(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
-        call, blobs = entry.call, self.cluster.blobs
-        life = timedelta(seconds=max(self.cluster.config.job_lease, 86400))
-        manifest = call.manifest(encoded, lambda digest: blobs.blob_url(BUFFERS, digest, life))
-        manifest["needs"] = environment.client_needs(frozenset(call.encoder.modules), self.plan.elsewhere)
-        data, buffers = write_bundle(self.key, f"{self.job}/{entry.task}", manifest, encoded, call.encoder)
-        self._buffers.store((*call.overlay, *buffers.values()))
-        blobs.put(self.inputs, f"bundles/{entry.task}", data)
-
-    def forget_buffers(self, digests: Iterable[str]) -> None:
+    def forget_buffers(self, names: Iterable[str]) -> None:
         """A node did not find these in storage: store them again when they are next needed."""
-        self._buffers.forget(digests)
-
-    def _task_spec(self, entry: UnderWay) -> TaskSpec:
-        bundle, settings = entry.bundle, entry.call.settings
-        threads = settings.inner_max_num_threads
-        workers = self.capacity.workers_per_slot if bundle.slots == 1 else self.capacity.cores_per_node
-        variables = {
-            **settings.environment,
-            "JOBLIB_AZURE_WORKERS": str(workers),
-            "JOBLIB_AZURE_WIDTH": str(bundle.width),
-        }
-        if threads is not None:
-            variables["JOBLIB_AZURE_THREADS"] = str(threads)
-        return TaskSpec(
-            id=entry.task,
-            command=self.plan.task_command,
-            environment=variables,
-            required_slots=bundle.slots,
-            display_name=f"{bundle.calls} call(s) of {entry.call.function}"[:1024],
-            container=self._container,
-        )
+        self.buffers.forget(names)
 
     # from the monitor -----------------------------------------------------------------------------------
 
@@ -375,7 +342,7 @@ class Session:
         """Take in what a worker measured."""
         with self.changed:
             entry.seconds += seconds
-            if self._planned(entry.call):
+            if self.planned(entry.call):
                 self.planner.observe(entry.call.id, calls, seconds)
 
     def finish(self, entry: UnderWay, *, cost: float | None = None) -> None:

@@ -57,7 +57,7 @@ def test_a_task_needs_the_standard_library_alone() -> None:
 def test_the_node_side_needs_nothing_else_of_the_package() -> None:
     loaded = loaded_by("import joblib_azure.node.task, joblib_azure.node.runner", {"JOBLIB_AZURE_NODE": "1"})
     own = {name.split(".")[1] for name in loaded if name.startswith("joblib_azure.")}
-    assert own == {"codec", "errors", "node"}
+    assert own == {"codec", "errors", "node", "transfer"}
 
 
 def test_the_contracts_hold() -> None:

@@ -9,14 +9,14 @@ from joblib_azure.node.journal import JournalReader, JournalWriter
 
 def test_outcomes_are_found_once(tmp_path: Path) -> None:
     writer, reader = JournalWriter(str(tmp_path)), JournalReader(str(tmp_path))
-    assert reader.read() == []
+    assert list(reader.read()) == []
     for chunk in range(3):
         writer.start(chunk)
         writer.end(chunk, {"ok": True}, b"\n\x00{" * chunk)
     assert [(o.chunk, o.head, o.body) for o in reader.read()] == [
         (chunk, {"ok": True}, b"\n\x00{" * chunk) for chunk in range(3)
     ]
-    assert reader.read() == []
+    assert list(reader.read()) == []
     assert reader.take_suspects() == []
 
 
@@ -38,7 +38,7 @@ def test_an_outcome_cut_in_the_middle_waits_for_its_rest(tmp_path: Path) -> None
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        assert reader.read() == []
+        assert list(reader.read()) == []
     path.write_bytes(whole)
     assert [o.body for o in reader.read()] == [b"0123456789"]
 
@@ -49,5 +49,5 @@ def test_a_chunk_whose_outcome_was_cut_by_death_is_suspect(tmp_path: Path) -> No
     writer.end(7, {}, b"0123456789")
     path = next(tmp_path.glob("*.journal"))
     path.write_bytes(path.read_bytes()[:-3])
-    assert reader.read() == []
+    assert list(reader.read()) == []
     assert reader.take_suspects() == [7]

@@ -231,7 +231,7 @@ class Doctor:
         from uuid import uuid4
 
         from ..errors import ServiceError
-        from ..session import BUFFERS
+        from ..storage import BUFFERS
 
         blobs, sent, begun = self.cluster.blobs, uuid4().hex.encode(), time.monotonic()
         blobs.create_container(BUFFERS)

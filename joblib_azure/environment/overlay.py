@@ -12,7 +12,6 @@ give the same bytes. Data files inside packages travel too; byte code and what t
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import stat
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from ..codec import Buffer
+from ..codec import Buffer, content_name
 from ..errors import PackagesError
 from .installed import distributions
 from .usercode import UserCode, find_user_code
@@ -84,7 +83,7 @@ class Overlay:
             known = self._parts.get(name)
             if known is None or known.files != files:
                 data = _archive(files)
-                self._parts[name] = _Part(files, Buffer(hashlib.sha256(data).hexdigest(), memoryview(data)))
+                self._parts[name] = _Part(files, Buffer(content_name(data), memoryview(data)))
         return [self._parts[name].buffer for name in sorted(self._parts)], code
 
     def _check(self, wanted: dict[str, tuple[_File, ...]]) -> None:

@@ -5,6 +5,9 @@ Read in this order::
     __main__.py   the Batch task's command line
     task.py       one Batch task: fetches its bundle, has it run, streams the outcomes to storage
     storage.py    the task's few requests to storage
+    inputs.py     its buffers on their way to the node
+    cache.py      where the node keeps them, for all tasks
+    sender.py     outcomes on their way to storage
     journal.py    the files in which workers leave what they did, so that a death loses nothing
     runner.py     the process whose inner joblib.Parallel(n_jobs=-1) runs the chunks
     chunk.py      one chunk in the worker that runs it: unpickled here, its outcome always a value

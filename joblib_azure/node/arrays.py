@@ -1,22 +1,17 @@
 """Arrays whose buffers the node caches arrive as ``numpy.memmap``, as in joblib's own loky backend.
 
 They are mapped by name, so that a nested Parallel hands them to its workers by name too and copies nothing.
-On their way back maps are plain arrays: the client does not have the file.
+On their way back maps are plain arrays (`codec.pickling`): the client does not have the file.
 """
 
 from __future__ import annotations
 
-import io
 import mmap
-import pickle
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
-
-from ..codec import PROTOCOL
+from ..codec import Unpickler
 
 
 class Mapping(mmap.mmap):
@@ -34,7 +29,7 @@ class Mapping(mmap.mmap):
         return found
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         found = super().find_class(module, name)
         # What numpy's arrays with their buffer out of band call to be rebuilt; numpy 1 has it in numpy.core.
@@ -63,21 +58,14 @@ class _Rebuild:
         return mapped
 
 
-def load(data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
-    """Unpickle an argument's authenticated bytes; of `buffers` those that are a `Mapping` stay maps."""
-    return _Unpickler(io.BytesIO(data), buffers=buffers).load()
+def load(data: bytes | memoryview, buffers: Sequence[Any], part: Callable[[int], Any] | None = None) -> Any:
+    """Unpickle an argument's authenticated bytes; of `buffers` those that are a `Mapping` stay maps.
 
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def reducer_override(self, obj: Any) -> Any:
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and type(obj) is numpy.memmap:
-            return numpy.asarray(obj).__reduce_ex__(PROTOCOL)
-        return super().reducer_override(obj)
-
-
-def dump(result: Any) -> bytes:
-    """Pickle a result, its maps by content."""
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=PROTOCOL).dump(result)
-    return stream.getvalue()
+    Parameters
+    ----------
+    data : bytes or memoryview
+    buffers : sequence
+    part : callable, optional
+        Returns the object of a part by its number.
+    """
+    return _Unpickler(data, buffers, part).load()

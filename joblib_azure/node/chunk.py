@@ -13,13 +13,13 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cloudpickle
 from joblib.parallel import BatchedCalls, register_parallel_backend
 
-from ..codec import PROTOCOL, unpack
+from ..codec import Payload, encode_outcome, pack, unpack
 from ..errors import CallExitedError, ResultPicklingError
 from . import arrays
 from .journal import JournalWriter
@@ -34,12 +34,17 @@ register_parallel_backend("azure", NestedBackend)
 _OWN_FRAMES = (__file__, sys.modules[BatchedCalls.__module__].__file__)
 
 
+#: Seconds between two looks for a buffer that is on its way: at first, at most, and until nobody waits any more.
+_FIRST_LOOK, _LAST_LOOK, _LONGEST_WAIT = 0.001, 0.05, 3600.0
+
+
 class Span(NamedTuple):
-    """A pickle in the bundle's file, and the digests of the buffers that it needs."""
+    """A pickle in the bundle's file, the names of the buffers that it needs, and its parts."""
 
     offset: int
-    size: int
+    size: int  #: 0 where all of it is a part
     buffers: list[str]
+    parts: list[tuple[str, list[str]]]  #: of each, the name of its pickle and those of its buffers
 
 
 class ChunkSpec(NamedTuple):
@@ -75,14 +80,51 @@ def _journal(folder: str, pid: int) -> JournalWriter:
     return JournalWriter(folder)
 
 
-def _map(cache: str, digest: str, mode: str | None) -> Any:
-    path = Path(cache) / digest[:2] / digest
-    return bytearray(path.read_bytes()) if mode is None else arrays.Mapping.open(path, mode)
+class _Inputs:
+    """What a chunk is given: its pickles on the maps of their buffers."""
 
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._maps: dict[str, Any] = {}
 
-def _load(setting: Setting, span: Span) -> Any:
-    data = memoryview(_bundle(setting.bundle))[span.offset : span.offset + span.size]
-    return arrays.load(data, [_map(setting.cache, digest, setting.mmap_mode) for digest in span.buffers])
+    def load(self, span: Span) -> Any:
+        """Return the object of a pickle."""
+        made: dict[int, Any] = {}
+
+        def part(number: int) -> Any:
+            # Once: where two calls of a chunk are given the same object, it is the same object.
+            if number not in made:
+                name, buffers = span.parts[number]
+                made[number] = self._unpickle(memoryview(self._map(name, "r")), buffers)
+            return made[number]
+
+        if not span.size:
+            return part(0)
+        data = memoryview(_bundle(self._setting.bundle))[span.offset : span.offset + span.size]
+        return self._unpickle(data, span.buffers, part)
+
+    def _unpickle(self, data: memoryview, buffers: Sequence[str], part: Callable[[int], Any] | None = None) -> Any:
+        return arrays.load(data, [self._map(name, self._setting.mmap_mode) for name in buffers], part)
+
+    def _map(self, name: str, mode: str | None) -> Any:
+        """Return a buffer as `mode` has it. What may be written to is nobody else's, even where the bytes are alike."""
+        if mode == "r" and name in self._maps:
+            return self._maps[name]
+        path = Path(self._setting.cache) / name[:2] / name
+        # It is on its way. Bounded: where it does not come, the task ends this process.
+        pause, end = _FIRST_LOOK, time.monotonic() + _LONGEST_WAIT
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_LOOK)
+        if mode is None:
+            content = bytearray(path.stat().st_size)
+            with path.open("rb") as file:
+                file.readinto(content)
+            return content
+        found = arrays.Mapping.open(path, mode)
+        if mode == "r":
+            self._maps[name] = found
+        return found
 
 
 def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
@@ -94,18 +136,19 @@ def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
     calls = 0
     try:
         _initialize(setting.initializer)
-        items, backend, n_jobs = _load(setting, spec.span)
-        functions = {number: _load(setting, span) for number, span in spec.functions.items()}
+        inputs = _Inputs(setting)
+        items, backend, n_jobs = inputs.load(spec.span)
+        functions = {number: inputs.load(span) for number, span in spec.functions.items()}
         items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
         calls = len(items)
         started = time.perf_counter()
         result = BatchedCalls(items, (backend, n_jobs))()
         seconds = time.perf_counter() - started
-        head, body = {"ok": True}, _pickle_result(result)
+        head, body = _leave(journal, spec.chunk, {"ok": True}, _encode_results(result))
     # A call may raise anything, KeyboardInterrupt and SystemExit included: all of it is its outcome.
     except BaseException as exc:
         seconds = time.perf_counter() - started
-        head, body = {"ok": False}, _pickle_error(exc, setting.where)
+        head, body = _leave(journal, spec.chunk, {"ok": False}, _encode_error(exc, setting.where))
     finally:
         close_nested_pool()
         sys.stdout.flush()
@@ -134,9 +177,18 @@ def _initialize(initializer: str | None) -> None:
         function(*args)
 
 
-def _pickle_result(result: list[Any]) -> bytes:
+def _leave(
+    journal: JournalWriter, chunk: int, head: dict[str, Any], encoded: bytes | Payload
+) -> tuple[dict[str, Any], bytes]:
+    """Leave what is large in a file of its own; return the head and what goes into the journal."""
+    if isinstance(encoded, bytes):
+        return head, encoded
+    return {**head, "groups": encoded.groups, "payload": journal.payload(chunk, encoded.parts)}, b""
+
+
+def _encode_results(result: list[Any]) -> bytes | Payload:
     try:
-        return arrays.dump(result)
+        return encode_outcome(result, each=True)
     except Exception as exc:
         kinds = ", ".join(sorted({type(value).__name__ for value in result}))
         raise ResultPicklingError(
@@ -145,22 +197,21 @@ def _pickle_result(result: list[Any]) -> bytes:
         ) from exc
 
 
-def _pickle_error(exc: BaseException, where: str) -> bytes:
-    """Return the pickle of ``(exception, traceback text)`` that is certain to load again."""
+def _encode_error(exc: BaseException, where: str) -> bytes | Payload:
+    """Encode ``(exception, traceback text)`` so that it is certain to load again."""
     text = f'\n"""\n{_format(exc)}(raised on {where})\n"""'
     if isinstance(exc, SystemExit):
         exc = CallExitedError(f"the call raised SystemExit({exc.code!r}) on {where}")
     try:
-        data: bytes = cloudpickle.dumps((exc, text), protocol=PROTOCOL)
         # Exceptions whose __init__ takes other arguments than their args pickle well and fail to load.
-        unpack(data)
+        unpack(*pack((exc, text), None))
+        return encode_outcome((exc, text), each=False)
     except Exception as problem:
         substitute = ResultPicklingError(
             f"the call raised {type(exc).__qualname__}: {exc}; that exception cannot be pickled to send it "
             f"back ({type(problem).__name__}: {problem}). Give it a __reduce__, or raise a built-in type"
         )
-        data = cloudpickle.dumps((substitute, text), protocol=PROTOCOL)
-    return data
+        return encode_outcome((substitute, text), each=False)
 
 
 def _format(exc: BaseException) -> str:

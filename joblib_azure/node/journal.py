@@ -9,15 +9,28 @@ end, in a journal whose process is dead, is one that was running when it died.
 
     {"start": 17, "pid": 4242}\\n
     {"end": 17, "ok": true, "seconds": 0.2, "calls": 4, "size": 1234}\\n<1234 bytes>
+
+A large outcome is a file beside the journal, which its end names (``payload``); whoever sends it removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+#: Bytes of large outcomes that may lie on the node's disk before they are sent.
+MOST_UNSENT = 1 << 30
+#: Seconds between two looks whether they were, and until nobody waits any more.
+_LOOK, _LONGEST_WAIT = 0.05, 3600.0
+#: Bytes of a journal that are read at a time; more than its largest entry.
+_WINDOW = 16 << 20
+_PAYLOAD = ".payload"
 
 
 class Outcome(NamedTuple):
@@ -45,10 +58,39 @@ class JournalWriter:
         line = json.dumps({**head, "end": chunk, "size": len(body)}).encode() + b"\n"
         self._write(line + body)
 
+    def payload(self, chunk: int, parts: Sequence[bytes | memoryview]) -> str:
+        """Leave the bytes of a large outcome in a file of its own, and return its name.
+
+        Waits while what was left before and is not sent yet takes more than `MOST_UNSENT` bytes: a disk is no place
+        for all results of a bundle.
+        """
+        self._await_room()
+        name = f"{self.pid}-{chunk}{_PAYLOAD}"
+        with (self._path.parent / name).open("wb", buffering=0) as file:
+            for part in parts:
+                _write(file.fileno(), part)
+        return name
+
+    def _await_room(self) -> None:
+        # Bounded: the task ends where it cannot send, and whoever waits here ends with it.
+        end = time.monotonic() + _LONGEST_WAIT
+        while time.monotonic() < end:
+            unsent = 0
+            for path in self._path.parent.glob(f"*{_PAYLOAD}"):
+                with contextlib.suppress(FileNotFoundError):
+                    unsent += path.stat().st_size
+            if unsent <= MOST_UNSENT:
+                return
+            time.sleep(_LOOK)
+
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        _write(self._fd, data)
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 @dataclass
@@ -64,16 +106,18 @@ class JournalReader:
         self._folder = Path(folder)
         self._tails: dict[Path, _Tail] = {}
 
-    def read(self) -> list[Outcome]:
-        """Return the outcomes that are new."""
-        found: list[Outcome] = []
+    def read(self) -> Iterator[Outcome]:
+        """Yield the outcomes that are new."""
         for path in sorted(self._folder.glob("*.journal")):
             tail = self._tails.setdefault(path, _Tail())
-            if path.stat().st_size > tail.position:
+            while path.stat().st_size > tail.position:
+                before = tail.position
                 with path.open("rb") as file:
-                    file.seek(tail.position)
-                    found += self._parse(tail, file.read())
-        return found
+                    file.seek(before)
+                    data = file.read(_WINDOW)
+                yield from self._parse(tail, data)
+                if tail.position == before:
+                    break
 
     def take_suspects(self) -> list[int]:
         """Return the chunks that started and did not end, and forget their journals' open ends.
@@ -89,20 +133,18 @@ class JournalReader:
     @staticmethod
     def _parse(tail: _Tail, data: bytes) -> list[Outcome]:
         found: list[Outcome] = []
-        at = 0
-        while (stop := data.find(b"\n", at)) >= 0:
-            head = json.loads(data[at:stop])
-            at = stop + 1
+        done = 0
+        while (stop := data.find(b"\n", done)) >= 0:
+            head = json.loads(data[done:stop])
+            end = stop + 1
             if "start" in head:
                 tail.running = head["start"]
             else:
-                size = head.pop("size")
-                if len(data) - at < size:
-                    return found  # the rest of this outcome is still being written
+                end += head.pop("size")
+                if len(data) < end:
+                    break  # the rest of this outcome is still being written
                 tail.running = None
-                chunk = head.pop("end")
-                found.append(Outcome(chunk, head, data[at : at + size]))
-                at += size
-            tail.position += at
-            data, at = data[at:], 0
+                found.append(Outcome(head.pop("end"), head, data[stop + 1 : end]))
+            done = end
+        tail.position += done
         return found

@@ -15,21 +15,21 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from .cache import Cache
 from .locks import locked
 
 _on_path: list[str] = []
 
 
-def unpack_overlay(digests: Sequence[str], cache: Path) -> str | None:
+def unpack_overlay(digests: Sequence[str], cache: Cache) -> str | None:
     """Return the folder with the modules of these archives of the node's buffer cache; None where there are none."""
     if not digests:
         return None
     # Late: most tasks find their overlay unpacked.
     import zipfile
 
-    folders = cache.parent / "overlays"
+    folders = cache.folder.parent / "overlays"
     target = folders / hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
     if not target.exists():
         folders.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def unpack_overlay(digests: Sequence[str], cache: Path) -> str | None:
                 part = target.with_suffix(f".{os.getpid()}.part")
                 try:
                     for digest in digests:
-                        with zipfile.ZipFile(cache / digest[:2] / digest) as archive:
+                        with zipfile.ZipFile(cache.path(digest)) as archive:
                             archive.extractall(part)
                     part.rename(target)
                 finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -87,6 +88,13 @@ class RunnerProcess:
         if self._process is not None:
             os.close(self._requests)
             self._requests = -1
+
+    def interrupt(self) -> None:
+        """Kill it from another thread than the one that asks it, which sees its end and calls `kill`."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def kill(self) -> str:
         """End the runner and its whole process group; return how it ended."""

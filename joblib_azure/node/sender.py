@@ -1,27 +1,35 @@
-"""Outcomes on their way from a task to storage, on a thread of their own.
+"""Outcomes on their way from a task to storage, on threads of their own.
+
+::
+
+    journals ──► small ones ─────────────────────────────────► sealed records ──► append blob
+             └─► large ones ──► payloads, in blocks ──► their records ──▲
 
 The first outcome leaves at once, so that a generator on the client yields early; later ones wait for each
-other, so that a thousand short calls are a few requests and not a thousand.
+other, so that a thousand short calls are a few requests and not a thousand. A large outcome holds up no small one.
 """
 
 from __future__ import annotations
 
-import hashlib
+import concurrent.futures
+import mmap
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-from ..codec import seal
+from ..codec import group_size, seal
 from .journal import Outcome
 from .storage import TaskStorage
 
 #: Seconds between two appends. At most so long does an outcome wait, the first one of a pause not at all.
 SPACING = 0.2
-#: Bytes that are sent without waiting for more.
-ENOUGH = 1 << 20
-#: Outcomes from this size on are blobs of their own: they stream in blocks side by side, which an append
-#: blob cannot.
-LARGE = 4 << 20
+#: Bytes that are sent without waiting for more, and in one append at most.
+ENOUGH, MOST = 1 << 20, 4 << 20
+#: Bytes of outcomes that wait here; whoever brings more waits.
+MOST_QUEUED = 64 << 20
+#: Large outcomes that are sent at a time; each in blocks side by side.
+_STREAMS = 2
 
 
 class Sender:
@@ -36,11 +44,14 @@ class Sender:
         Id of the job.
     name : str
         Name of the append blob; with the job and the record's position it is the record's place.
+    folder : Path
+        Where the files of large outcomes are.
     """
 
-    def __init__(self, storage: TaskStorage, key: bytes, job: str, name: str) -> None:
+    def __init__(self, storage: TaskStorage, key: bytes, job: str, name: str, folder: Path) -> None:
         self._storage = storage
         self._key = key
+        self._folder = folder
         self._name = name
         self._place = f"{job}/{name}"
         self._count = 0
@@ -49,12 +60,21 @@ class Sender:
         self._closing = False
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._payloads = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="payloads")
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
     def put(self, outcome: Outcome) -> None:
-        """Queue an outcome."""
-        self._add({**outcome.head, "chunk": outcome.chunk}, outcome.body)
+        """Queue an outcome. Waits while much is queued: what storage does not take must not fill the memory."""
+        head = {**outcome.head, "chunk": outcome.chunk}
+        if "payload" in head:
+            self._payloads.submit(self._send_payload, head)
+            return
+        with self._changed:
+            # Bounded: an append ends by its deadline, and where one fails nothing is kept any more.
+            while self._size > MOST_QUEUED and self._error is None:
+                self._changed.wait(SPACING)
+        self._add(head, outcome.body)
 
     def close(self, end: dict[str, Any]) -> None:
         """Queue the end record, wait until everything is stored.
@@ -64,10 +84,11 @@ class Sender:
         Exception
             What storage answered where outcomes could not be stored; the task then fails and runs again.
         """
+        self._payloads.shutdown(wait=True)
         self._add({"end": end}, b"")
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -76,7 +97,21 @@ class Sender:
         with self._changed:
             self._queue.append((head, body))
             self._size += len(body)
-            self._changed.notify()
+            self._changed.notify_all()
+
+    def _send_payload(self, head: dict[str, Any]) -> None:
+        path = self._folder / head.pop("payload")
+        try:
+            if self._error is None:
+                blob = f"{self._name}.{head['chunk']}"
+                with path.open("rb") as file:
+                    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                names = self._storage.put_payload(blob, content, [group_size(layout) for layout in head["groups"]])
+                self._add({**head, "blob": blob, "contents": names}, b"")
+        except BaseException as exc:
+            self._error = self._error or exc
+        finally:
+            path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         last = float("-inf")
@@ -91,6 +126,7 @@ class Sender:
                     self._changed.wait(rest)
                 taken, self._queue, self._size = self._queue, [], 0
                 over = self._closing
+                self._changed.notify_all()
             if taken and self._error is None:
                 try:
                     self._send(taken)
@@ -103,10 +139,10 @@ class Sender:
     def _send(self, taken: list[tuple[dict[str, Any], bytes]]) -> None:
         records: list[bytes] = []
         for head, body in taken:
-            if len(body) >= LARGE:
-                blob = f"{self._name}.{head['chunk']}"
-                self._storage.put(blob, body)
-                head, body = {**head, "blob": blob, "sha256": hashlib.sha256(body).hexdigest()}, b""
             records.append(seal(self._key, f"{self._place}#{self._count}", head, body))
             self._count += 1
-        self._storage.append(b"".join(records))
+            if sum(map(len, records)) >= MOST:
+                self._storage.append(b"".join(records))
+                records = []
+        if records:
+            self._storage.append(b"".join(records))

@@ -6,12 +6,10 @@ meanwhile.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .locks import locked
+from ..transfer import Transfers
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, ContainerClient
@@ -52,6 +50,7 @@ class TaskStorage:
         self._outputs: ContainerClient = ContainerClient.from_container_url(outputs, **options)
         self._options = options
         self._task = task
+        self._transfers = Transfers()
         self._appended: BlobClient | None = None
         self.run = -1
 
@@ -91,41 +90,24 @@ class TaskStorage:
             raise RuntimeError("open_outcomes() comes before append()")
         self._appended.append_block(data)
 
-    def put(self, name: str, data: bytes) -> None:
-        """Store a large outcome as a blob of its own, in blocks side by side."""
-        self._outputs.get_blob_client(name).upload_blob(data, overwrite=True, max_concurrency=4)
+    def put_payload(self, name: str, data: memoryview, groups: list[int]) -> list[str]:
+        """Store a large outcome as a blob of its own, in blocks side by side; return its groups' content names."""
+        return self._transfers.upload(self._outputs.get_blob_client(name), data, groups=groups)
 
-    def fetch_buffer(self, url: str, digest: str, cache: Path) -> None:
-        """Bring a buffer into the node's cache, once however many tasks ask for it.
+    def fetch_buffer(self, url: str, size: int, sink: Callable[[int, bytes], object]) -> str:
+        """Fetch a buffer in pieces side by side, and return its content name.
 
         Raises
         ------
         KeyError
-            Where storage does not hold it (any more).
+            Where storage does not hold it (any more), or less of it.
         """
-        from azure.core.exceptions import ResourceNotFoundError
+        from azure.core.exceptions import HttpResponseError
         from azure.storage.blob import BlobClient
 
-        target = cache / digest[:2] / digest
-        if target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_suffix(".lock")):
-            if target.exists():
-                return
-            part = target.with_suffix(f".{os.getpid()}.part")
-            found = hashlib.sha256()
-            try:
-                with part.open("wb") as file:
-                    blob = BlobClient.from_blob_url(url, **self._options)
-                    for piece in blob.download_blob(max_concurrency=4).chunks():
-                        found.update(piece)
-                        file.write(piece)
-                if found.hexdigest() != digest:
-                    raise KeyError(f"buffer {digest} has the SHA-256 {found.hexdigest()}")
-                part.chmod(0o444)
-                part.rename(target)
-            except ResourceNotFoundError as exc:
-                raise KeyError(digest) from exc
-            finally:
-                part.unlink(missing_ok=True)
+        try:
+            return self._transfers.download(BlobClient.from_blob_url(url, **self._options), 0, size, sink)
+        except HttpResponseError as exc:
+            if exc.status_code in (404, 416):
+                raise KeyError(url.partition("?")[0]) from exc
+            raise

@@ -3,8 +3,8 @@
 ::
 
     storage ──bundle──► authenticate ──► file ──requests──► runner ──► workers ──► journals
-                                                                                      │
-    storage ◄── append blob ◄── Sender ◄── sealed records ◄── outcomes ◄──────────────┘
+      └──buffers──► Inputs ──► the node's cache ──maps─────────────────────┘          │
+    storage ◄── append blob, payloads ◄── Sender ◄── outcomes ◄───────────────────────┘
 
 It holds the job's key and SAS tokens and runs no user code; the runner, which does, does not have them. A
 runner or a worker that dies takes nothing along: what its workers finished is in their journals, the chunks
@@ -15,7 +15,6 @@ that were running are tried once more, each alone in a runner of its own, and on
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import os
 import platform
 import shutil
@@ -29,6 +28,8 @@ from types import FrameType
 from typing import Any
 
 from ..codec import ReadBundle, Record, read_bundle
+from .cache import Cache
+from .inputs import Inputs
 from .journal import JournalReader, Outcome
 from .overlay import unpack_overlay
 from .process import RunnerProcess
@@ -56,6 +57,7 @@ class TaskSettings:
     width: int
     threads: int | None
     cache: Path
+    cache_limit: int | None
 
     def __repr__(self) -> str:
         return f"TaskSettings(job={self.job!r}, task={self.task!r}, node={self.node!r}, …)"
@@ -76,6 +78,7 @@ class TaskSettings:
             width=int(environ["JOBLIB_AZURE_WIDTH"]),
             threads=int(threads) if threads else None,
             cache=Path(environ["AZ_BATCH_NODE_SHARED_DIR"]) / "joblib_azure" / "buffers",
+            cache_limit=int(float(limit) * 1e9) if (limit := environ.get("JOBLIB_AZURE_CACHE")) else None,
         )
 
 
@@ -132,26 +135,38 @@ class Task:
         if storage.aborted(call):
             sys.stderr.write(f"the client gave up call {call}; nothing was run\n")
             return 0
-        self._sender = Sender(storage, settings.key, settings.job, storage.open_outcomes(call))
+        self._folder.mkdir(exist_ok=True)
+        self._sender = Sender(storage, settings.key, settings.job, storage.open_outcomes(call), self._folder)
         if self._refuse(bundle):
             self._sender.close({"begun": self._begun, "ready": time.time(), "ended": time.time()})
             return 0
-        missing = self._fetch_buffers(storage, bundle)
-        if missing:
-            self._sender.close({"missing": missing})
+        manifest = bundle.manifest
+        cache = Cache(settings.cache, settings.cache_limit)
+        self._inputs = Inputs(storage, cache, manifest["sizes"], manifest["urls"], self._runner.interrupt)
+        with cache.pinned(list(manifest["sizes"]), self._where):
+            return self._run_bundle(bundle, data, storage, cache)
+
+    def _run_bundle(self, bundle: ReadBundle, data: bytes, storage: TaskStorage, cache: Cache) -> int:
+        overlay: list[str] = bundle.manifest["overlay"]
+        self._inputs.begin(overlay)
+        if not self._inputs.broken:
+            self._overlay = unpack_overlay(overlay, cache)
+            (self._folder / "bundle").write_bytes(data)
+            aborted = threading.Event()
+            arguments = (storage, bundle.manifest["call"], aborted)
+            threading.Thread(target=self._watch_abort, args=arguments, daemon=True).start()
+            ready = time.time()
+            self._run_chunks(bundle)
+            aborted.set()
+        self._inputs.close()
+        if self._inputs.missing:
+            self._sender.close({"missing": self._inputs.missing})
             return 0
-        self._overlay = unpack_overlay(bundle.manifest["overlay"], settings.cache)
-        self._folder.mkdir(exist_ok=True)
-        (self._folder / "bundle").write_bytes(data)
-        ready = time.time()
-        aborted = threading.Event()
-        watch = threading.Thread(target=self._watch_abort, args=(storage, call, aborted), daemon=True)
-        watch.start()
-        self._run_chunks(bundle)
-        aborted.set()
+        if self._inputs.error is not None:
+            raise self._inputs.error
         self._runner.close()
         end = {"begun": self._begun, "ready": ready, "ended": time.time()}
-        self._sender.close({**end, "node": settings.node, "python": platform.python_version()})
+        self._sender.close({**end, "node": self._settings.node, "python": platform.python_version()})
         # What the calls returned lies here as plain pickles; it is stored by now.
         shutil.rmtree(self._folder, ignore_errors=True)
         return 0
@@ -174,24 +189,6 @@ class Task:
             self._sender.put(Outcome(chunk, {"refused": text}, b""))
         return True
 
-    def _fetch_buffers(self, storage: TaskStorage, bundle: ReadBundle) -> list[str]:
-        """Bring all buffers of the bundle to the node; return those that storage does not hold."""
-        urls: dict[str, str] = bundle.manifest["urls"]
-        missing: list[str] = []
-        if not urls:
-            return missing
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            fetched = {
-                digest: pool.submit(storage.fetch_buffer, url, digest, self._settings.cache)
-                for digest, url in urls.items()
-            }
-        for digest, future in fetched.items():
-            try:
-                future.result()
-            except KeyError:
-                missing.append(digest)
-        return missing
-
     def _watch_abort(self, storage: TaskStorage, call: str, over: threading.Event) -> None:
         while not over.wait(ABORT_INTERVAL):
             if storage.aborted(call):
@@ -211,6 +208,8 @@ class Task:
             batch = {chunk: pending[chunk] for chunk in alone or pending}
             problem = self._run_once(bundle, batch, width)
             self._collect()
+            if self._inputs.broken:
+                return  # which ended the runner; nobody is to blame
             running = self._journals.take_suspects() if problem else []
             if width == 1:
                 # One chunk at a time leaves no doubt which one did it.
@@ -263,4 +262,4 @@ class Task:
 
 
 def _span(record: Record) -> list[Any]:
-    return [record.offset, len(record.body), record.head["buffers"]]
+    return [record.offset, len(record.body), record.head["buffers"], record.head["parts"]]

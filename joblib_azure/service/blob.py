@@ -7,20 +7,22 @@ gives for at most 7 days; what needs to live longer needs a pool's identity inst
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_blob_sas, generate_container_sas
 
+from ..codec import PIECE
 from ..errors import AuthenticationError, ConfigurationError
+from ..transfer import Transfers
 from .faults import translated, translates
 from .interfaces import BlobItem, ContainerItem
 
-#: Up to this size a blob goes in one request; above it, in blocks of this size.
-LARGE_PUT: dict[str, Any] = {"max_single_put_size": 8 << 20, "max_block_size": 8 << 20}
-#: Blocks in parallel for a large blob; Azurite and one client on loopback gain nothing from more.
+#: Up to this size a blob goes in one request. `Transfers` sends larger ones in blocks of its own.
+LARGE_PUT: dict[str, Any] = {"max_single_put_size": PIECE}
+#: Ranges in parallel that the SDK itself reads of a blob whose size is not known.
 _STREAMS = 4
 #: A SAS begins this long ago: the clocks of the client, the nodes and the service differ.
 _CLOCK_SKEW = timedelta(minutes=15)
@@ -49,12 +51,14 @@ class AzureBlobs:
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
         self._lock = threading.Lock()
+        self._transfers = Transfers()
         self._delegation: tuple[UserDelegationKey, datetime] | None = None
 
     def __repr__(self) -> str:
         return f"AzureBlobs({self.endpoint!r})"
 
     def close(self) -> None:
+        self._transfers.close()
         self._client.close()
 
     # containers -----------------------------------------------------------------------------------------
@@ -90,11 +94,18 @@ class AzureBlobs:
     # blobs ----------------------------------------------------------------------------------------------
 
     @translates("storing a blob")
-    def put(self, container: str, name: str, data: bytes | memoryview, *, overwrite: bool = True) -> bool:
+    def put(
+        self,
+        container: str,
+        name: str,
+        data: bytes | memoryview,
+        *,
+        overwrite: bool = True,
+        content: str | None = None,
+    ) -> bool:
         blob = self._client.get_blob_client(container, name)
-        content: Any = bytes(data) if isinstance(data, memoryview) else data
         try:
-            blob.upload_blob(content, overwrite=overwrite, max_concurrency=_STREAMS)
+            self._transfers.upload(blob, data, overwrite=overwrite, name=content)
         except ResourceExistsError:
             return False
         return True
@@ -139,6 +150,10 @@ class AzureBlobs:
         blob = self._client.get_blob_client(container, name)
         data: bytes = blob.download_blob(offset=offset, length=length, max_concurrency=_STREAMS).readall()
         return data
+
+    @translates("fetching a blob")
+    def fetch(self, container: str, name: str, offset: int, size: int, sink: Callable[[int, bytes], Any]) -> str:
+        return self._transfers.download(self._client.get_blob_client(container, name), offset, size, sink)
 
     def container_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
         token = generate_container_sas(self._account, container, permission=permissions, **self._signature(lifetime))

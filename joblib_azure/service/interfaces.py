@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from .poolspec import (
     AutoscaleRun,
@@ -211,7 +211,15 @@ class BlobService(Protocol):
     def delete_container(self, container: str) -> None:
         """Delete a container; one that is not there is no error."""
 
-    def put(self, container: str, name: str, data: bytes | memoryview, *, overwrite: bool = True) -> bool:
+    def put(
+        self,
+        container: str,
+        name: str,
+        data: bytes | memoryview,
+        *,
+        overwrite: bool = True,
+        content: str | None = None,
+    ) -> bool:
         """Store a blob, a large one in blocks side by side and without a copy of it.
 
         Parameters
@@ -220,6 +228,13 @@ class BlobService(Protocol):
             Contiguous.
         overwrite : bool
             Where False and a blob of that name is there, nothing is stored and False is returned.
+        content : str, optional
+            The content name (`codec.content_name`) that `data` must still have.
+
+        Raises
+        ------
+        ContentChangedError
+            Where it has another; nothing is stored then.
         """
 
     def blobs(self, container: str, prefix: str) -> Iterable[BlobItem]:
@@ -236,6 +251,15 @@ class BlobService(Protocol):
 
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return bytes of a blob from `offset` on."""
+
+    def fetch(self, container: str, name: str, offset: int, size: int, sink: Callable[[int, bytes], Any]) -> str:
+        """Fetch a range in pieces side by side, and return its content name.
+
+        Parameters
+        ----------
+        sink : callable
+            Takes each piece with its place, counted from `offset`; on several threads and in any order.
+        """
 
     def container_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
         """Return the container's URL with a SAS of these permissions (``r``, ``acw``)."""

@@ -1,0 +1,83 @@
+"""Stores content-addressed buffers in the account, each content once: not per chunk, not per job, not per client.
+
+What storage has is asked of it, once a session and content; what is used is touched once a day, so that collecting
+what nobody uses (`storage.collect`) leaves it alone. A node that does not find a buffer says so, and it is stored
+again whatever was known of it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable
+
+from .codec import PIECE, Buffer
+from .service import BlobService
+from .storage import BUFFERS, stale
+
+#: Buffers that are stored at a time; of each, pieces side by side.
+_STREAMS = 4
+#: Up to this size a buffer is sent without asking whether it is there: that costs no more than to ask.
+_SMALL = PIECE // 32
+
+
+class BufferStore:
+    """The buffers of a storage account as one session stores them; safe for threads.
+
+    Parameters
+    ----------
+    blobs : callable
+        Returns the account's blobs.
+    """
+
+    def __init__(self, blobs: Callable[[], BlobService]) -> None:
+        self._blobs = blobs
+        self._stored: set[str] = set()
+        self._doubted: set[str] = set()
+        self._storing: dict[str, threading.Lock] = {}
+        self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-buffers")
+
+    def store(self, buffers: Iterable[Buffer]) -> None:
+        """Store the buffers that are not known to be stored.
+
+        Raises
+        ------
+        ContentChangedError
+            Where one is not any more what its name says.
+        ServiceError
+        """
+        futures = [self._pool.submit(self._store, b) for b in buffers if b.digest not in self._stored]
+        concurrent.futures.wait(futures)
+        for future in futures:
+            future.result()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """A node did not find these in storage, or not with their content: store them again when they are needed."""
+        names = list(names)
+        self._doubted.update(names)
+        self._stored.difference_update(names)
+
+    def close(self) -> None:
+        """Store nothing any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _store(self, buffer: Buffer) -> None:
+        # The first that needs a buffer stores it, the others wait for that.
+        with self._storing.setdefault(buffer.digest, threading.Lock()):
+            if buffer.digest not in self._stored:
+                if not self._is_there(buffer):
+                    self._blobs().put(BUFFERS, buffer.digest, buffer.data, content=buffer.digest)
+                self._doubted.discard(buffer.digest)
+                self._stored.add(buffer.digest)
+        self._storing.pop(buffer.digest, None)
+
+    def _is_there(self, buffer: Buffer) -> bool:
+        blobs, name = self._blobs(), buffer.digest
+        if name in self._doubted:
+            return False
+        if buffer.data.nbytes <= _SMALL and blobs.put(BUFFERS, name, buffer.data, overwrite=False, content=name):
+            return True
+        found = blobs.stat(BUFFERS, name)
+        if found is None or found.size != buffer.data.nbytes:
+            return False
+        return not stale(found.modified) or blobs.touch(BUFFERS, name)

@@ -1,0 +1,93 @@
+"""A bundle's buffers on their way to the node, while its first chunks run.
+
+They are fetched in the order in which the chunks need them, several at a time; a worker that comes to one that is
+not there yet waits for its file. What storage does not hold ends the task's calls: the client stores it again and
+sends them again.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+
+from .cache import Cache, WrongContentError
+from .storage import TaskStorage
+
+#: Buffers that are fetched at a time; of each, pieces side by side.
+_STREAMS = 4
+
+
+class Inputs:
+    """The buffers of one bundle.
+
+    Parameters
+    ----------
+    storage : TaskStorage
+    cache : Cache
+        They are to be pinned in it.
+    sizes, urls : dict
+        Bytes, and where storage has them, by name; in the order of their need.
+    failed : callable
+        Called, on a thread of its own, once it is known that not all will come.
+    """
+
+    def __init__(
+        self,
+        storage: TaskStorage,
+        cache: Cache,
+        sizes: dict[str, int],
+        urls: dict[str, str],
+        failed: Callable[[], object],
+    ) -> None:
+        self._storage, self._cache, self._sizes, self._urls = storage, cache, sizes, urls
+        self._failed = failed
+        #: Names of those that storage does not have, or not with their content.
+        self.missing: list[str] = []
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether not all will come."""
+        return bool(self.missing) or self.error is not None
+
+    def begin(self, first: list[str]) -> None:
+        """Begin to fetch what is not there; return once `first` have come, or it is known that they will not."""
+        wanted = [name for name in self._sizes if not self._cache.path(name).exists()]
+        if not wanted:
+            return
+        try:
+            self._cache.make_room(sum(self._sizes[name] for name in wanted))
+        except OSError as exc:
+            self.error = exc
+            return
+        self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="inputs")
+        futures = {name: self._pool.submit(self._bring, name) for name in wanted}
+        concurrent.futures.wait([futures[name] for name in first if name in futures])
+
+    def _bring(self, name: str) -> None:
+        try:
+            self._cache.bring(name, self._sizes[name], lambda sink: self._fetch(name, sink))
+        except (KeyError, WrongContentError):
+            self._fail(missing=name)
+        except BaseException as exc:
+            self._fail(error=exc)
+
+    def _fetch(self, name: str, sink: Callable[[int, bytes], object]) -> str:
+        return self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink)
+
+    def _fail(self, *, missing: str | None = None, error: BaseException | None = None) -> None:
+        with self._lock:
+            already = self.broken
+            if missing is not None:
+                self.missing.append(missing)
+            self.error = self.error or error
+        if not already:
+            self._failed()
+
+    def close(self) -> None:
+        """Fetch nothing further."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

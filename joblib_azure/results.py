@@ -1,0 +1,312 @@
+"""Results between the storage and whoever consumes them: a window of them in memory, the rest stays where it is.
+
+joblib keeps what its callback retrieves until it is consumed, and tells no backend that a consumer is slow. So what
+it is given are `Results`: an iterable that fetches when it is iterated. What comes next is fetched ahead within a
+budget of bytes::
+
+    monitor ──add──► waiting, in the order of the calls ──budget──► fetching ──► there ──iterated──► joblib's consumer
+                                     ▲                                                          │
+                                     └────────────── budget given back ◄────────────────────────┘
+
+Whoever iterates over a result that was not begun, begins it whatever the budget says, so that nothing waits for
+what waits for it. Where joblib returns a list, which holds all in the end, there is no budget.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import heapq
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from .codec import Landing, Layout, decode_outcome, group_size
+from .errors import IntegrityError, JoblibAzureError, ServiceError
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of results that a generator's consumer finds fetched ahead, at most.
+AHEAD = 96 << 20
+#: Results that are fetched at a time; each in pieces side by side.
+_STREAMS = 4
+#: Seconds for which storage may be out of reach before a result counts as lost, and between two tries.
+PATIENCE, _PAUSE = 60.0, 1.0
+
+#: Fetches a range of a blob into a sink and returns its content name: ``(blob, offset, size, sink) → name``.
+Fetch = Callable[[str, int, int, Callable[[int, bytes], Any]], str]
+
+
+class Part:
+    """Some consecutive results of a chunk: what is fetched at a time.
+
+    Parameters
+    ----------
+    place : tuple of int
+        Order among all parts.
+    size : int
+        Bytes of memory that it takes while it is there.
+    load : callable
+        Fetches and authenticates it, and returns an iterator over its results.
+    body : bytes, optional
+        A pickle that is there already, in place of what `load` would bring.
+    """
+
+    __slots__ = ("ahead", "body", "future", "gone", "load", "place", "size")
+
+    def __init__(
+        self, place: tuple[int, ...], size: int, load: Callable[[], Iterator[Any]], body: bytes | None = None
+    ) -> None:
+        self.place, self.size, self.load, self.body = place, size, load, body
+        self.future: concurrent.futures.Future[Iterator[Any]] | None = None
+        self.ahead = False  #: whether it counts against the budget
+        self.gone = False
+
+    def __lt__(self, other: Part) -> bool:
+        return self.place < other.place
+
+
+class Results:
+    """The results of one chunk, to be iterated over once."""
+
+    def __init__(self, window: Window, parts: Iterable[Part]) -> None:
+        self._window = window
+        self._parts = collections.deque(parts)
+
+    def __repr__(self) -> str:
+        return f"<Results: {len(self._parts)} parts to come>"
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._parts:
+            yield from self._window.take(self._parts.popleft())
+
+
+class Window:
+    """What is fetched ahead of the results' consumers, of all Parallel calls of a session.
+
+    Parameters
+    ----------
+    fetch : callable
+        Of type `Fetch`.
+    delete : callable
+        Told of a blob whose results were all consumed or dropped.
+    budget : int, default AHEAD
+        In bytes.
+    """
+
+    def __init__(self, fetch: Fetch, delete: Callable[[str], Any] | None = None, budget: int = AHEAD) -> None:
+        self._fetch = fetch
+        self._delete = delete
+        self._budget = budget
+        self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-results")
+        self._lock = threading.Lock()
+        self._waiting: list[Part] = []
+        self._held = self._kept = 0
+        # A finaliser runs on any thread, within any lock's reach: it only leaves its parts here.
+        self._dropped: collections.deque[Part] = collections.deque()
+        self._left = 0
+        self._when_empty: Callable[[], Any] | None = None
+        self._closed = ""
+
+    def __repr__(self) -> str:
+        return f"<Window: {self._left} parts to be consumed, {self._held} bytes ahead>"
+
+    @property
+    def held(self) -> int:
+        """Bytes that were fetched ahead, or are being fetched."""
+        return self._held
+
+    @property
+    def left(self) -> int:
+        """Parts that were neither consumed nor dropped."""
+        return self._left
+
+    # what arrives ---------------------------------------------------------------------------------------
+
+    def payload(
+        self,
+        blob: str,
+        layouts: Sequence[Layout],
+        names: Sequence[str],
+        *,
+        order: tuple[int, ...],
+        bounded: bool,
+    ) -> Results:
+        """Return the results that lie in a blob of their own.
+
+        Parameters
+        ----------
+        blob : str
+        layouts : sequence
+            Of its groups, as in `codec.Payload`.
+        names : sequence of str
+            Their authenticated content names.
+        order : tuple of int
+            Where these results come among others.
+        bounded : bool
+            Whether the budget holds for them.
+        """
+        parts = []
+        offset, left = 0, [len(layouts)]
+        for number, (layout, name) in enumerate(zip(layouts, names, strict=True)):
+            load = self._loader(blob, offset, layout, name, left)
+            parts.append(Part((*order, number), group_size(layout), load))
+            offset += parts[-1].size
+        return self._add(parts, bounded=bounded)
+
+    def record(
+        self, body: bytes | memoryview, load: Callable[[], bytes | memoryview], *, order: tuple[int, ...]
+    ) -> Results:
+        """Return the results of a small outcome.
+
+        Parameters
+        ----------
+        body : bytes
+            Its pickle; kept while what is kept of small ones is within the budget, and forgotten above it.
+        load : callable
+            Reads and authenticates it again then.
+        order : tuple of int
+        """
+        part = Part((*order, 0), len(body), lambda: iter(decode_outcome(load())))
+        with self._lock:
+            if self._kept + len(body) <= self._budget // 4:
+                self._kept += len(body)
+                part.body = bytes(body)
+        return self._add([part], bounded=True)
+
+    def _add(self, parts: list[Part], *, bounded: bool) -> Results:
+        found = Results(self, parts)
+        weakref.finalize(found, self._drop, parts).atexit = False
+        with self._lock:
+            self._left += len(parts)
+            for part in parts:
+                if not bounded:
+                    self._begin(part)
+                elif part.body is None:
+                    heapq.heappush(self._waiting, part)
+        self._pump()
+        return found
+
+    def _drop(self, parts: list[Part]) -> None:
+        """Take note that nobody will consume these; on any thread, whatever lock that holds."""
+        self._dropped.extend(parts)
+        if self._when_empty is not None and not all(part.gone for part in parts):  # nothing else will come by
+            threading.Thread(target=self._pump, name="joblib_azure-drop", daemon=True).start()
+
+    def _loader(
+        self, blob: str, offset: int, layout: Layout, name: str, left: list[int]
+    ) -> Callable[[], Iterator[Any]]:
+        def load() -> Iterator[Any]:
+            landing = Landing(layout)
+            found = self._patiently(lambda: self._fetch(blob, offset, group_size(layout), landing.take))
+            if found != name:
+                raise IntegrityError(
+                    f"the content of {blob} at {offset} is not what its task sealed; nothing of it was unpickled"
+                )
+            with self._lock:
+                left[0] -= 1
+                last = left[0] == 0
+            if last and self._delete is not None:
+                with contextlib.suppress(RuntimeError):  # the session's threads have ended: all of it goes
+                    self._delete(blob)
+            return landing.results()
+
+        return load
+
+    def _patiently(self, action: Callable[[], str]) -> str:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return action()
+            except ServiceError as exc:
+                if self._closed or exc.context.get("status") in (403, 404) or time.monotonic() > end:
+                    raise
+                logger.warning("fetching a result: %s; trying on for %.0f s", exc, end - time.monotonic())
+                time.sleep(_PAUSE)
+
+    # what is fetched when -------------------------------------------------------------------------------
+
+    def _begin(self, part: Part) -> None:
+        if not self._closed:
+            part.future = self._pool.submit(part.load)
+
+    def _pump(self) -> None:
+        """Give back what was dropped, then begin what the budget allows."""
+        empty = None
+        with self._lock:
+            while self._dropped:
+                self._forget(self._dropped.popleft())
+            while self._waiting and (self._held == 0 or self._held + self._waiting[0].size <= self._budget):
+                part = heapq.heappop(self._waiting)
+                if part.future is None and not part.gone:
+                    part.ahead = True
+                    self._held += part.size
+                    self._begin(part)
+            if self._left == 0 and self._when_empty is not None:
+                empty, self._when_empty = self._when_empty, None
+        if empty is not None:
+            empty()
+
+    def _forget(self, part: Part) -> None:
+        if part.gone:
+            return
+        part.gone = True
+        self._left -= 1
+        if part.ahead:
+            self._held -= part.size
+        if part.body is not None:
+            self._kept -= part.size
+            part.body = None
+        if part.future is not None:
+            part.future.cancel()
+            part.future = None
+
+    def take(self, part: Part) -> Iterator[Any]:
+        """Yield the results of a part, once.
+
+        Raises
+        ------
+        ServiceError, IntegrityError, CodecError
+        """
+        with self._lock:
+            body = part.body
+            if body is not None:
+                self._forget(part)
+            elif part.future is None:
+                self._begin(part)
+            future = part.future
+        if body is not None:
+            yield from decode_outcome(body)
+            return
+        if future is None:
+            raise JoblibAzureError(f"{self._closed} before this result was consumed: consume a generator before that")
+        try:
+            # Bounded: the requests have deadlines of their own, and so has the patience with them.
+            results = future.result()
+        except concurrent.futures.CancelledError:
+            raise JoblibAzureError(f"{self._closed} while this result was being fetched") from None
+        finally:
+            with self._lock:
+                self._forget(part)
+            del future
+            self._pump()
+        yield from results
+
+    # its end --------------------------------------------------------------------------------------------
+
+    def retire(self, when_empty: Callable[[], Any]) -> None:
+        """Call `when_empty` once all results were consumed or dropped; no more will arrive."""
+        with self._lock:
+            self._when_empty = when_empty
+        self._pump()
+
+    def close(self, reason: str) -> None:
+        """Fetch nothing any more: the storage goes."""
+        with self._lock:
+            self._closed = self._closed or reason
+            self._waiting.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
