@@ -120,6 +120,7 @@ class Session:
             for container, metadata in ((self.inputs, mine), (self.outputs, mine), (BUFFERS, {})):
                 blobs.create_container(container, metadata=metadata)
             lease, life = timedelta(seconds=config.job_lease), self.life
+            files = self.plan.ship(blobs, self.inputs, life)
             self.cluster.batch.create_job(
                 JobSpec(
                     id=self.job,
@@ -132,7 +133,7 @@ class Session:
                         **({} if config.node_cache is None else {"JOBLIB_AZURE_CACHE": f"{config.node_cache}"}),
                     },
                     preparation=self.plan.preparation_command,
-                    files=self.plan.ship(blobs, self.inputs, life),
+                    files=files,
                     lifetime=lease,
                     container=self.container,
                 )

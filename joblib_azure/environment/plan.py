@@ -13,6 +13,7 @@ machine, behind credentials, or wanted offline, the client ships, once per stora
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import json
 import logging
 import platform
@@ -46,6 +47,17 @@ logger = logging.getLogger(__name__)
 _CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
 _DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publication.json", "environment.tar.gz"
 _STREAMS = 8
+#: What the job's environment settings hold and no process that runs others' code may have, in the order in which the
+#: task reads them (`node.task`).
+_SECRETS = ("JOBLIB_AZURE_KEY", "JOBLIB_AZURE_INPUTS", "JOBLIB_AZURE_OUTPUTS")
+#: Runs under whatever Python the node has, with pairs of a path and a SHA-256.
+_CHECK = """
+import hashlib, sys
+for path, name in zip(sys.argv[1::2], sys.argv[2::2]):
+    with open(path, "rb") as file:
+        if hashlib.sha256(file.read()).hexdigest() != name:
+            sys.exit("joblib_azure: " + path + " is not what the client stored; nothing of it was run")
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +110,7 @@ class EnvironmentPlan:
         #: Whether this session publishes the environment; known once it was shipped.
         self.publishes = publishes
         self._later: list[TaskSpec] = []
+        self._shipped: dict[str, str] = {}
         self._command = command
         self.lock = lock
         self._overlay = overlay
@@ -113,23 +126,40 @@ class EnvironmentPlan:
 
     @property
     def preparation_command(self) -> str:
-        """Command line of the job preparation task."""
+        """Command line of the job preparation task, once the plan was shipped.
+
+        It runs nothing that is not what the client stored: what comes through storage is checked against the names
+        that come through Batch.
+        """
         run = shlex.quote(self._command)
-        script = f"set -e; {run} -m zipfile -e {_CODE} {_FOLDER}; exec {run} {_FOLDER} prepare"
-        return f"/bin/sh -c {shlex.quote(script)}"
+        files = " ".join(shlex.quote(word) for pair in self._shipped.items() for word in pair)
+        # Building a source distribution runs its code, which has no need of the job's secrets.
+        steps = [
+            "set -e",
+            f"unset {' '.join(_SECRETS)}",
+            f"{run} -c {shlex.quote(_CHECK)} {files}",
+            f"{run} -m zipfile -e {_CODE} {_FOLDER}",
+            f"exec {run} {_FOLDER} prepare",
+        ]
+        return f"/bin/sh -c {shlex.quote('; '.join(steps))}"
 
     @property
     def task_command(self) -> str:
-        """Command line of every task."""
-        return self._command_of("")
+        """Command line of every task.
+
+        The secrets reach Python on its standard input: what it was started with, other processes of its user can
+        read, those of its calls among them.
+        """
+        names = " ".join(f"${name}" for name in _SECRETS)
+        script = f'secrets="{names}"; unset {" ".join(_SECRETS)}; {self._command_of("")} <<END\n$secrets\nEND'
+        return f"/bin/sh -c {shlex.quote(script)}"
 
     def _command_of(self, arguments: str) -> str:
         # Batch runs it without a shell, so it names one for the variables.
         python = shlex.quote(self._command)
         if self.lock is not None:
             python = f'"$AZ_BATCH_NODE_SHARED_DIR/joblib_azure/environments/{self.lock.digest}/bin/python"'
-        script = f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}" {arguments}'.rstrip()
-        return f"/bin/sh -c {shlex.quote(script)}"
+        return f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}" {arguments}'.rstrip()
 
     def later_tasks(self) -> list[TaskSpec]:
         """Return what is to be added once, behind the job's first tasks: the publication of the environment."""
@@ -152,9 +182,11 @@ class EnvironmentPlan:
             "archive": f"{base}/{_ARCHIVE}?{token}",
             "claim": f"{base}/claim?{token}",
         }
-        blobs.put(container, _PUBLICATION, json.dumps(description).encode())
-        command = self._command_of("prepare publish")
-        return [TaskSpec(id="publish-environment", command=command, environment={}, display_name="environment")]
+        data = json.dumps(description).encode()
+        blobs.put(container, _PUBLICATION, data)
+        command = f"/bin/sh -c {shlex.quote(self._command_of('prepare publish'))}"
+        variables = {"JOBLIB_AZURE_PUBLICATION": hashlib.sha256(data).hexdigest()}
+        return [TaskSpec(id="publish-environment", command=command, environment=variables, display_name="environment")]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -180,10 +212,12 @@ class EnvironmentPlan:
         code = node_code()
         blobs.put(container, code.name, code.data)
         files = {_CODE: blobs.blob_url(container, code.name, lifetime)}
+        self._shipped = {_CODE: hashlib.sha256(code.data).hexdigest()}
         if self.lock is not None:
             data = json.dumps(self._describe(self.lock, blobs, lifetime)).encode()
             blobs.put(container, _DESCRIPTION, data)
             files[_DESCRIPTION] = blobs.blob_url(container, _DESCRIPTION, lifetime)
+            self._shipped[_DESCRIPTION] = hashlib.sha256(data).hexdigest()
             self._later = self._publication(self.lock, blobs, container, lifetime)
         return files
 

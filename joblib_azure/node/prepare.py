@@ -82,16 +82,20 @@ def _read_publication() -> dict[str, Any]:
     """Return what the publication needs; with SAS tokens, so that it is in the job's own container."""
     base, _, token = os.environ.pop("JOBLIB_AZURE_INPUTS").partition("?")
     with archive.open_url(f"{base}/{PUBLICATION}?{token}") as answer:
-        found: dict[str, Any] = json.loads(answer.read())
+        data: bytes = answer.read()
+    if hashlib.sha256(data).hexdigest() != os.environ["JOBLIB_AZURE_PUBLICATION"]:
+        raise PreparationError(f"{base}/{PUBLICATION} is not what the client stored")
+    found: dict[str, Any] = json.loads(data)
     return found
 
 
 def _prepare_code(folder: Path) -> None:
     # What every task starts with. The rest of the package is there for modules of the user's that import it.
     package = folder / "joblib_azure"
-    for module in ("__init__", "codec", "errors"):
+    for module in ("__init__", "errors", "transfer"):
         compileall.compile_file(str(package / f"{module}.py"), quiet=2)
-    compileall.compile_dir(str(package / "node"), quiet=2)
+    for part in ("codec", "node"):
+        compileall.compile_dir(str(package / part), quiet=2)
     versions.write_inventory(folder)
 
 

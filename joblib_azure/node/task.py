@@ -22,10 +22,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from ..codec import ReadBundle, Record, read_bundle
 from .cache import Cache
@@ -45,7 +46,7 @@ MAX_POOL_FAILURES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """What the service told this task through its environment."""
+    """What the service told this task, through its environment and its command line."""
 
     job: str
     task: str
@@ -63,9 +64,9 @@ class TaskSettings:
         return f"TaskSettings(job={self.job!r}, task={self.task!r}, node={self.node!r}, …)"
 
     @classmethod
-    def take(cls, environ: dict[str, str]) -> TaskSettings:
-        """Read the settings and remove the secrets, before user code can see them."""
-        key, inputs, outputs = (environ.pop(f"JOBLIB_AZURE_{name}") for name in ("KEY", "INPUTS", "OUTPUTS"))
+    def read(cls, environ: Mapping[str, str], secrets: IO[str]) -> TaskSettings:
+        """Read the settings; the secrets from where no other process can: key, inputs, outputs."""
+        key, inputs, outputs = secrets.readline().split()
         threads = environ.get("JOBLIB_AZURE_THREADS")
         return cls(
             job=environ["AZ_BATCH_JOB_ID"],
@@ -85,10 +86,9 @@ class TaskSettings:
 def main() -> int:
     """Run the task; 0 where every chunk has an outcome, whatever the calls raised."""
     begun = time.time()
-    environ = dict(os.environ)
-    settings = TaskSettings.take(environ)
-    for name in set(os.environ) - set(environ):
-        del os.environ[name]
+    with os.fdopen(os.dup(0)) as secrets, open(os.devnull) as nothing:
+        settings = TaskSettings.read(os.environ, secrets)
+        os.dup2(nothing.fileno(), 0)
     runner = RunnerProcess(settings.workers, settings.width, settings.threads)
 
     def stop(signum: int, frame: FrameType | None) -> None:
