@@ -36,6 +36,7 @@ check: lint types contracts test
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_requests.py
 	@$(BIN)/python benchmarks/bench_peers.py --quick
+	@$(BIN)/python benchmarks/bench_data.py --quick
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.10 or newer is needed and was not found; set PYTHON=…" >&2; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -109,7 +110,8 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def save(name: str, figures: dict[str, Any]) -> Path:
     """Write figures, and where they were measured, to ``results/<name>.json``; return its path."""
-    packages = ("joblib", "joblib_azure", "azure-batch", "azure-storage-blob", "scikit-learn")
+    packages = ["joblib", "joblib_azure", "azure-batch", "azure-storage-blob", "scikit-learn", "numpy"]
+    packages += [name for name in ("blake3", "distributed", "ray") if importlib.util.find_spec(name)]
     where = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
-"""How long do the same workloads take on the local cluster, as a ratio to loky at home?
+"""How long do the same workloads take on the local cluster, on Dask and on Ray, as a ratio to loky at home?
 
-Pair by pair (loky, azure, loky, azure, …), each peer started anew for every workload of a pair, with two workers.
+Pair by pair (loky, azure, …, loky, azure, …), each peer started anew for every workload of a pair, with two workers.
 The figures are wall times of the Parallel call: the first one after the start, and the next. Loky's first call
 starts its workers; azure's opens the session on nodes that are up. Ratios are taken within a pair; medians over
 the pairs are printed.
@@ -15,58 +15,18 @@ calls; the seconds after its raise do not.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from _common import AccessLogs, print_table, save, settle
-from joblib import Parallel, delayed, parallel_config
-
-WORKERS = 2
-Figures = dict[str, float]
-
-
-# peers -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _loky() -> Iterator[Callable[[], Figures]]:
-    from joblib.externals.loky import get_reusable_executor
-
-    with parallel_config("loky", n_jobs=WORKERS):
-        yield dict
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-@contextlib.contextmanager
-def _azure() -> Iterator[Callable[[], Figures]]:
-    from joblib_azure import LocalCluster
-    from joblib_azure.registry import session_for
-
-    with LocalCluster(nodes=WORKERS, cores_per_node=1) as cluster:
-        cluster.wait_for_node()
-        logs = AccessLogs(cluster.host)
-
-        def cost() -> Figures:
-            session = session_for(cluster)
-            settle(session)
-            return {"tasks": session.tasks_added, "requests": logs.counts().total()}
-
-        with parallel_config("azure", cluster=cluster, n_jobs=WORKERS):
-            yield cost
-
-
-#: A peer makes itself joblib's active backend with `WORKERS` workers. It gives a function that waits until nothing
-#: of the last call is under way and returns what the calls so far cost, as growing counts. The first is the base.
-PEERS: dict[str, Callable[[], AbstractContextManager[Callable[[], Figures]]]] = {"loky": _loky, "azure": _azure}
-
+from _common import print_table, save
+from _peers import BASE, PEERS, WORKERS, Figures, add_options, installed, known
+from joblib import Parallel, delayed
 
 # workloads -------------------------------------------------------------------------------------------------
 
@@ -232,7 +192,7 @@ def measure(peer: str, workload: Workload, sizes: Sizes, calls: int) -> list[Fig
     """Start a peer and run a workload `calls` times: the first call, then the next ones."""
     found: list[Figures] = []
     begun = time.perf_counter()
-    with PEERS[peer]() as cost:
+    with PEERS[peer]() as started_peer:
         started = time.perf_counter() - begun
         before: Figures = {}
         for _ in range(calls):
@@ -240,7 +200,7 @@ def measure(peer: str, workload: Workload, sizes: Sizes, calls: int) -> list[Fig
             start = time.perf_counter()
             figures = workload.run(sizes)
             figures = {"seconds": time.perf_counter() - start, **figures}
-            after = cost()
+            after = started_peer.cost()
             found.append({**figures, **{name: value - before.get(name, 0) for name, value in after.items()}})
             before = after
         found[0]["seconds_to_start"] = started
@@ -249,7 +209,6 @@ def measure(peer: str, workload: Workload, sizes: Sizes, calls: int) -> list[Fig
 
 def summarise(runs: dict[str, list[list[Figures]]]) -> dict[str, dict[str, Figures]]:
     """Return medians over the pairs, and of the ratios to the base within each pair: by peer, by first and next."""
-    base = next(iter(PEERS))
     summary: dict[str, dict[str, Figures]] = {}
     for peer, pairs in runs.items():
         summary[peer] = {}
@@ -258,11 +217,11 @@ def summarise(runs: dict[str, list[list[Figures]]]) -> dict[str, dict[str, Figur
             if not flat:
                 continue
             medians = {name: statistics.median(figures[name] for figures in flat) for name in flat[0]}
-            if base in runs:
+            if BASE in runs:
                 ratios = [
                     statistics.median(figures["seconds"] for figures in mine[chosen])
                     / statistics.median(figures["seconds"] for figures in others[chosen])
-                    for mine, others in zip(pairs, runs[base], strict=True)
+                    for mine, others in zip(pairs, runs[BASE], strict=True)
                 ]
                 medians |= {"ratio": statistics.median(ratios), "least_ratio": min(ratios), "most_ratio": max(ratios)}
             summary[peer][which] = {name: round(value, 4) for name, value in medians.items()}
@@ -276,17 +235,15 @@ def _text(summary: dict[str, Figures], figure: str, form: str) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, for example W1,W3")
-    parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}")
-    parser.add_argument("--pairs", type=int, default=3)
+    add_options(parser)
     parser.add_argument("--next", type=int, default=1, help="calls after the first one")
     parser.add_argument("--array-mb", type=int, help="size of W4's array")
     parser.add_argument("--compute", action="store_true", help="calls of given duration compute instead of sleeping")
-    parser.add_argument("--quick", action="store_true", help="one pair of smaller workloads, within 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="one pair of smaller workloads, in some minutes")
     parser.add_argument("--save", help="name of the results; by default peers or peers_quick")
     options = parser.parse_args()
-    for names, known in ((options.only, WORKLOADS), (options.peers, PEERS)):
-        if unknown := set(names.split(",")) - set(known):
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    options.only = known(parser, options.only, WORKLOADS)
+    options.peers = installed(known(parser, options.peers, PEERS))
     return options
 
 
@@ -307,15 +264,14 @@ def main() -> int:
         )
     if options.array_mb is not None:
         sizes = Sizes(**{**vars(sizes), "array_bytes": options.array_mb << 20})
-    peers = options.peers.split(",")
     figures: dict[str, Any] = {"options": vars(options), "workers": WORKERS, "workloads": {}}
     rows: list[list[str]] = []
-    for name in options.only.split(","):
+    for name in options.only:
         workload = WORKLOADS[name]
         load = os.getloadavg()
-        runs: dict[str, list[list[Figures]]] = {peer: [] for peer in peers}
+        runs: dict[str, list[list[Figures]]] = {peer: [] for peer in options.peers}
         for _ in range(options.pairs):
-            for peer in peers:
+            for peer in options.peers:
                 runs[peer].append(measure(peer, workload, sizes, 1 + options.next))
         summary = summarise(runs)
         title = f"{name} {workload.title(sizes)}"
