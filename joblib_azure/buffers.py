@@ -37,16 +37,21 @@ class BufferStore:
         self._storing: dict[str, threading.Lock] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-buffers")
 
-    def store(self, buffers: Iterable[Buffer]) -> None:
-        """Store the buffers that are not known to be stored.
+    def __contains__(self, name: object) -> bool:
+        """Whether the buffer of that name is known to be stored."""
+        return name in self._stored
+
+    def store(self, buffers: Iterable[Buffer], wanted: Callable[[], bool]) -> None:
+        """Store the buffers that are not known to be stored, as long as they are wanted.
 
         Raises
         ------
         ContentChangedError
             Where one is not any more what its name says.
+        concurrent.futures.CancelledError
         ServiceError
         """
-        futures = [self._pool.submit(self._store, b) for b in buffers if b.digest not in self._stored]
+        futures = [self._pool.submit(self._store, b, wanted) for b in buffers if b.digest not in self._stored]
         concurrent.futures.wait(futures)
         for future in futures:
             future.result()
@@ -61,12 +66,14 @@ class BufferStore:
         """Store nothing any more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _store(self, buffer: Buffer) -> None:
+    def _store(self, buffer: Buffer, wanted: Callable[[], bool]) -> None:
+        if not wanted():
+            raise concurrent.futures.CancelledError
         # The first that needs a buffer stores it, the others wait for that.
         with self._storing.setdefault(buffer.digest, threading.Lock()):
             if buffer.digest not in self._stored:
                 if not self._is_there(buffer):
-                    self._blobs().put(BUFFERS, buffer.digest, buffer.data, content=buffer.digest)
+                    self._blobs().put(BUFFERS, buffer.digest, buffer.data, content=buffer.digest, wanted=wanted)
                 self._doubted.discard(buffer.digest)
                 self._stored.add(buffer.digest)
         self._storing.pop(buffer.digest, None)

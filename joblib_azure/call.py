@@ -221,19 +221,15 @@ class Call:
             self._inbox.put((future, failure))
         return future
 
-    def encode(self, chunks: Sequence[int], *, anew: bool = False) -> list[tuple[int, EncodedChunk]]:
-        """Encode chunks; one that cannot be pickled gets that as its outcome, one that has an outcome is left out.
+    def forget(self) -> None:
+        """Something has changed since it was encoded: believe no name any more."""
+        with self._encoding:
+            self._encoder.forget()
 
-        Parameters
-        ----------
-        chunks : sequence of int
-        anew : bool
-            Whether something has changed since it was encoded, so that no name is to be believed.
-        """
+    def encode(self, chunks: Sequence[int]) -> list[tuple[int, EncodedChunk]]:
+        """Encode chunks; one that cannot be pickled gets that as its outcome, one that has an outcome is left out."""
         encoded = []
         with self._encoding:
-            if anew:
-                self._encoder.forget()
             for chunk in chunks:
                 batch = self.batch(chunk)
                 if batch is None:
@@ -262,6 +258,7 @@ class Call:
         encoded: Sequence[tuple[int, EncodedChunk]],
         needs: Any,
         url: Callable[[str], str],
+        stored: Callable[[str], bool],
     ) -> tuple[bytes, dict[str, Buffer]]:
         """Return a bundle of these chunks and the buffers that it needs, by their names.
 
@@ -274,6 +271,8 @@ class Call:
             The packages that its pickles need.
         url : callable
             Returns where a node reads the buffer of a name.
+        stored : callable
+            Tells whether it is there already.
         """
         settings = self.settings
         manifest: dict[str, Any] = {
@@ -286,7 +285,7 @@ class Call:
             "needs": needs,
         }
         with self._encoding:
-            return write_bundle(key, place, manifest, encoded, self._encoder, self.overlay, url)
+            return write_bundle(key, place, manifest, encoded, self._encoder, self.overlay, url, stored)
 
     def order(self, chunk: int) -> tuple[int, ...]:
         """Return where the results of a chunk that has arrived now come, among those of all calls."""

@@ -236,8 +236,9 @@ class Monitor:
         elif entry.remaining:
             self._again(entry, "it ended with outcomes missing")
         else:
-            # Beyond the work itself: the process, its imports, the transfer, the pool.
-            cost = end["ended"] - end["begun"] - entry.seconds / entry.bundle.width
+            # Beyond the work itself and what the client was late with: the process, imports, transfer, the pool.
+            took = end["ended"] - end["begun"] - end.get("waited", 0.0)
+            cost = took - entry.seconds / entry.bundle.width
             session.finish(entry, cost=max(0.0, cost))
 
     # tasks that ended without a word --------------------------------------------------------------------

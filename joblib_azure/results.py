@@ -108,6 +108,7 @@ class Window:
         self._held = self._kept = 0
         # A finaliser runs on any thread, within any lock's reach: it only leaves its parts here.
         self._dropped: collections.deque[Part] = collections.deque()
+        self._sweeping = False
         self._left = 0
         self._when_empty: Callable[[], Any] | None = None
         self._closed = ""
@@ -194,8 +195,10 @@ class Window:
     def _drop(self, parts: list[Part]) -> None:
         """Take note that nobody will consume these; on any thread, whatever lock that holds."""
         self._dropped.extend(parts)
-        if self._when_empty is not None and not all(part.gone for part in parts):  # nothing else will come by
-            threading.Thread(target=self._pump, name="joblib_azure-drop", daemon=True).start()
+        if not self._sweeping and not all(part.gone for part in parts):
+            self._sweeping = True  # two threads at once do no harm
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                threading.Thread(target=self._pump, name="joblib_azure-drop", daemon=True).start()
 
     def _loader(
         self, blob: str, offset: int, layout: Layout, name: str, left: list[int]
@@ -238,6 +241,7 @@ class Window:
         """Give back what was dropped, then begin what the budget allows."""
         empty = None
         with self._lock:
+            self._sweeping = False
             while self._dropped:
                 self._forget(self._dropped.popleft())
             while self._waiting and (self._held == 0 or self._held + self._waiting[0].size <= self._budget):

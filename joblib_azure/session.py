@@ -333,6 +333,14 @@ class Session:
             if not self.closed:
                 logger.warning("aborting call %s: %s", call.id, exc)
 
+    def cancel(self, entry: UnderWay) -> None:
+        """Terminate a task that is of no use any more."""
+        try:
+            self.cluster.batch.terminate_task(self.job, entry.task)
+        except ServiceError as exc:
+            if not self.closed:
+                logger.warning("terminating task %s: %s", entry.task, exc)
+
     def forget_buffers(self, names: Iterable[str]) -> None:
         """A node did not find these in storage: store them again when they are next needed."""
         self.buffers.forget(names)

@@ -2,12 +2,11 @@
 
 ::
 
-    planner ─► encode ─► upload (threads: buffers, then the bundle) ─► add in collections ─► Batch
-                             ▲                   │
-                             └── changed meanwhile: encode anew
+    planner ─► encode ─► upload the bundle ─► add its task, with others ─► Batch
+                              └─► upload the buffers that storage lacks ┄┄ the task waits for them
 
-One thread plans, encodes and adds; it waits for no upload, so that what is ready goes out while something large is
-still on its way, and the next bundles are encoded meanwhile.
+A node prepares itself and its task starts while the buffers are on their way; the bundle says which are. One thread
+plans, encodes and adds; it waits for no upload.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: How often a bundle is encoded whose arguments change while they are being sent.
 _TRIES = 3
+#: Seconds for which what is ready waits for what may be at any moment.
+_GATHER = 0.005
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -43,8 +44,10 @@ class Submitter:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        #: Bundles whose uploads have ended, with what went wrong; guarded by the session's lock.
-        self._uploaded: list[tuple[UnderWay, BaseException | None]] = []
+        # Guarded by the session's lock.
+        self._uploading = 0
+        self._ready: list[UnderWay] = []
+        self._failed: list[tuple[UnderWay, BaseException]] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-upload")
 
     def close(self) -> None:
@@ -59,16 +62,21 @@ class Submitter:
                 while not session.closed:
                     now = time.monotonic()
                     bundles = session.planner.plan(now)
-                    if bundles or self._uploaded:
+                    if bundles or self._ready or self._failed:
                         break
                     due = session.planner.next_flush(now)
                     session.changed.wait(None if due is None else max(0.0, due - now))
+                if not bundles and self._uploading and not session.closed:
+                    session.changed.wait(_GATHER)  # what is uploaded by then goes in the same request
                 if session.closed:
                     return
                 calls = {bundle.call: session.calls[bundle.call] for bundle in bundles}
-                uploaded, self._uploaded = self._uploaded, []
-            if uploaded:
-                self._add(uploaded)
+                ready, self._ready = self._ready, []
+                failed, self._failed = self._failed, []
+            if ready:
+                self._add(ready)
+            for entry, error in failed:
+                self._recover(entry, error)
             for bundle in bundles:
                 self._begin(bundle, calls[bundle.call])
 
@@ -82,57 +90,41 @@ class Submitter:
                 session.planner.finish(bundle.id)
             return
         entry = UnderWay(bundle, call, call.task_id(encoded), time.monotonic(), {chunk for chunk, _ in encoded})
+        with session.changed:
+            self._uploading += 1
         with contextlib.suppress(RuntimeError):  # the session was closed meanwhile
             self._pool.submit(self._upload, entry, encoded)
 
     def _upload(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
-        error: BaseException | None = None
-        try:
-            self._store(entry, encoded)
-        except BaseException as exc:
-            error = exc
-        with self._session.changed:
-            self._uploaded.append((entry, error))
-            self._session.changed.notify_all()
-
-    def _store(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
         session, call = self._session, entry.call
-        blobs = session.cluster.blobs
-        for left in reversed(range(_TRIES)):
-            needs = environment.client_needs(call.modules, session.plan.elsewhere)
-            data, buffers = call.bundle(
-                session.key,
-                f"{session.job}/{entry.task}",
-                encoded,
-                needs,
-                lambda name: blobs.blob_url(BUFFERS, name, session.life),
-            )
+        blobs, store = session.cluster.blobs, session.buffers
+        try:
             try:
-                session.buffers.store(buffers.values())
-                break
-            except ContentChangedError:
-                if not left:
-                    raise
-                encoded = call.encode([chunk for chunk, _ in encoded], anew=True)
-        blobs.put(session.inputs, f"bundles/{entry.task}", data)
+                data, buffers = call.bundle(
+                    session.key,
+                    f"{session.job}/{entry.task}",
+                    encoded,
+                    environment.client_needs(call.modules, session.plan.elsewhere),
+                    lambda name: blobs.blob_url(BUFFERS, name, session.life),
+                    store.__contains__,
+                )
+                blobs.put(session.inputs, f"bundles/{entry.task}", data)
+            finally:
+                with session.changed:
+                    self._uploading -= 1
+            with session.changed:
+                self._ready.append(entry)
+                session.changed.notify_all()
+            store.store(buffers.values(), lambda: not (call.closed or session.closed))
+        except BaseException as exc:
+            with session.changed:
+                self._failed.append((entry, exc))
+                session.changed.notify_all()
 
     # add ------------------------------------------------------------------------------------------------
 
-    def _add(self, uploaded: list[tuple[UnderWay, BaseException | None]]) -> None:
+    def _add(self, entries: list[UnderWay]) -> None:
         session = self._session
-        entries: list[UnderWay] = []
-        for entry, error in uploaded:
-            if error is None:
-                entries.append(entry)
-            elif isinstance(error, ContentChangedError):
-                for chunk in sorted(entry.remaining):
-                    entry.call.deliver(chunk, error)
-                with session.changed:
-                    session.planner.finish(entry.bundle.id)
-            else:
-                raise error
-        if not entries:
-            return
         with session.changed:
             session.under_way.update((entry.task, entry) for entry in entries)
             session.tasks_added += len(entries)
@@ -145,6 +137,23 @@ class Submitter:
         for call in {entry.call for entry in late}:
             # Aborted between the plan and now, so that its abort did not see these tasks.
             session.pool.submit(session.abort, call, [entry for entry in late if entry.call is call])
+
+    def _recover(self, entry: UnderWay, error: BaseException) -> None:
+        """Send a bundle anew whose arguments changed while they were being sent; anything else ends the session."""
+        session, call = self._session, entry.call
+        if isinstance(error, concurrent.futures.CancelledError) and call.closed:
+            return
+        if not isinstance(error, ContentChangedError):
+            raise error
+        # Its task waits for what will not come.
+        session.pool.submit(session.cancel, entry)
+        if session.attempts(entry) < _TRIES:
+            call.forget()
+            session.requeue(entry)
+            return
+        for chunk in sorted(entry.remaining):
+            call.deliver(chunk, error)
+        session.finish(entry)
 
     def _task_spec(self, entry: UnderWay) -> TaskSpec:
         bundle, settings, session = entry.bundle, entry.call.settings, self._session

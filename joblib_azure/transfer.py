@@ -54,6 +54,7 @@ class Transfers:
         overwrite: bool = True,
         name: str | None = None,
         groups: Sequence[int] = (),
+        wanted: Callable[[], bool] | None = None,
     ) -> list[str]:
         """Store `data` as a blob, above one piece in blocks side by side.
 
@@ -68,6 +69,8 @@ class Transfers:
             The content name that it must have.
         groups : sequence of int, optional
             Sizes in bytes of what it consists of; by default it is one.
+        wanted : callable, optional
+            Asked before each piece.
 
         Returns
         -------
@@ -78,6 +81,8 @@ class Transfers:
         ------
         ContentChangedError
             Where the name is not `name`.
+        concurrent.futures.CancelledError
+            Where it is not wanted any more.
         azure.core.exceptions.AzureError
         """
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
@@ -97,6 +102,8 @@ class Transfers:
         blocks = [(f"{mine}{number:06d}", span) for number, span in enumerate(itertools.chain(*cut))]
 
         def stage(block: tuple[str, tuple[int, int]]) -> bytes:
+            if wanted is not None and not wanted():
+                raise concurrent.futures.CancelledError
             block_id, (offset, length) = block
             part = view[offset : offset + length]
             digest = hashlib.sha256(part).digest()

@@ -2,7 +2,7 @@
 
 ::
 
-    bundle = record(manifest) · record(function) · … · record(chunk) · record(chunk) · …
+    bundle = record(manifest) · record(function) · … · record(chunk) · … · record(small buffer) · …
 
 Plain functions are pickled once a Parallel call, apart from the arguments: a chunk names them by number. Other
 callables (bound methods, instances) may change between two calls, so they travel with their call. What of an
@@ -28,6 +28,9 @@ MAX_NUMBERED_FUNCTIONS = 1000
 #: Bytes in band from which on a pickle is looked through for parts; a part has at least a quarter of it. A request
 #: to storage costs as much as a copy of that.
 LARGE_PICKLE = 256 << 10
+#: Up to this size buffers travel within the bundle, as long as they are not more than that together: a request for each
+#: would cost more.
+INLINE, MOST_INLINE = 64 << 10, 16 << 20
 #: Parts whose bytes are kept, so that the chunks of a bundle do not each hold their own copy.
 _PARTS = 8
 #: What a pickle may share with another without anybody noticing that it became two.
@@ -200,8 +203,9 @@ def write_bundle(
     encoder: CallEncoder,
     overlay: Sequence[Buffer] = (),
     url: Callable[[str], str] = str,
+    stored: Callable[[str], bool] = bool,
 ) -> tuple[bytes, dict[str, Buffer]]:
-    """Return a bundle's bytes and the buffers that it needs, by name and in the order of their first use.
+    """Return a bundle's bytes and the buffers that it needs besides, by name and in the order of their first use.
 
     Parameters
     ----------
@@ -210,7 +214,8 @@ def write_bundle(
     place : str
         Where the bundle lies, as `records.seal` takes it.
     manifest : dict
-        JSON values; ``records``, ``sizes`` and ``urls`` (by the buffers' names) are added.
+        JSON values; ``records``, ``sizes`` and ``urls`` (by the buffers' names) are added, and ``coming`` (the names of
+        those that may not be stored yet).
     chunks : sequence of (int, EncodedChunk)
     encoder : CallEncoder
         The one that encoded them.
@@ -218,6 +223,8 @@ def write_bundle(
         Needed before all others.
     url : callable
         Returns where a node reads the buffer of a name.
+    stored : callable
+        Tells whether the buffer of a name is stored already.
     """
     numbers = sorted({number for _, chunk in chunks for number in chunk.functions})
     buffers = {buffer.digest: buffer for buffer in overlay}
@@ -240,11 +247,33 @@ def write_bundle(
     for chunk_id, chunk in chunks:
         head = {"chunk": chunk_id, "functions": chunk.functions, "buffers": names(chunk.buffers)}
         bodies.append(({**head, "parts": [described(part) for part in chunk.parts]}, chunk.data))
-    sizes = {name: buffer.data.nbytes for name, buffer in buffers.items()}
-    head = {**manifest, "records": len(bodies), "sizes": sizes, "urls": {name: url(name) for name in buffers}}
+    small = _small(buffers, {buffer.digest for buffer in overlay})
+    large = {name: buffer for name, buffer in buffers.items() if name not in small}
+    head = {
+        **manifest,
+        "records": len(bodies) + len(small),
+        "sizes": {name: buffer.data.nbytes for name, buffer in large.items()},
+        "urls": {name: url(name) for name in large},
+        "coming": [name for name in large if not stored(name)],
+    }
     records = [seal(key, f"{place}#0", head)]
     records += [seal(key, f"{place}#{n}", head, body) for n, (head, body) in enumerate(bodies, start=1)]
-    return b"".join(records), buffers
+    end = sum(map(len, records))
+    for name, buffer in small.items():
+        records.append(seal(key, f"{place}#{len(records)}", {"buffer": name}, buffer.data, at=end))
+        end += len(records[-1])
+    return b"".join(records), large
+
+
+def _small(buffers: dict[str, Buffer], without: set[str]) -> dict[str, Buffer]:
+    """Return the buffers that travel within their bundle."""
+    room, found = MOST_INLINE, {}
+    for name, buffer in buffers.items():
+        size = buffer.data.nbytes
+        if size <= min(INLINE, room) and name not in without:
+            found[name] = buffer
+            room -= size
+    return found
 
 
 class ReadBundle(NamedTuple):
@@ -253,6 +282,7 @@ class ReadBundle(NamedTuple):
     manifest: dict[str, Any]
     functions: dict[int, Record]
     chunks: dict[int, Record]
+    buffers: dict[str, Record]
 
 
 def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:
@@ -271,4 +301,5 @@ def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:
         manifest.head,
         {r.head["function"]: r for r in rest if "function" in r.head},
         {r.head["chunk"]: r for r in rest if "chunk" in r.head},
+        {r.head["buffer"]: r for r in rest if "buffer" in r.head},
     )

@@ -251,7 +251,7 @@ def pack(
                 raw = buffer.raw()
             except BufferError:  # not contiguous: pickle takes it in band
                 return True
-            if threshold is None or raw.nbytes < threshold:
+            if threshold is None or raw.nbytes < max(threshold, 1):
                 return True
             buffers.append(Buffer(name(raw), raw))
             return False

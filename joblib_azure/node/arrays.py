@@ -15,18 +15,25 @@ from ..codec import Unpickler
 
 
 class Mapping(mmap.mmap):
-    """A cached buffer, read-only or copied on write, that knows its file."""
+    """A buffer in a file, read-only or copied on write, that knows where it lies."""
 
     path: str
+    offset: int
     mode: str  #: as `numpy.memmap` has it: "r" or "c"
 
     @classmethod
-    def open(cls, path: Path, mode: str) -> Mapping:
-        """Map the file at `path`. Modes that would write into it copy on write: it is named by its hash."""
-        with path.open("rb") as file:
-            found = cls(file.fileno(), 0, access=mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY)
-        found.path, found.mode = str(path), "r" if mode == "r" else "c"
-        return found
+    def open(cls, path: Path | str, mode: str, offset: int = 0, size: int | None = None) -> memoryview:
+        """Return a view on a map of `size` bytes of a file from `offset` on; by default of all of it.
+
+        Modes that would write into the file copy on write: a cached buffer is named by its content.
+        """
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        length = 0 if size is None else offset - start + size
+        with open(path, "rb") as file:
+            access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
+            found = cls(file.fileno(), length, access=access, offset=start)
+        found.path, found.offset, found.mode = str(path), offset, "r" if mode == "r" else "c"
+        return memoryview(found)[offset - start :]
 
 
 class _Unpickler(Unpickler):
@@ -46,13 +53,13 @@ class _Rebuild:
 
     def __call__(self, buffer: Any, *layout: Any) -> Any:
         array = self._from_buffer(buffer, *layout)
-        # Read-only buffers may arrive as a memoryview of what was given.
         mapping = buffer.obj if isinstance(buffer, memoryview) else buffer
         if not isinstance(mapping, Mapping):
             return array
         import numpy as np
 
-        base = np.memmap(mapping.path, dtype=array.dtype, mode=mapping.mode)  # type: ignore[call-overload]
+        where = {"mode": mapping.mode, "offset": mapping.offset, "shape": (array.size,)}
+        base = np.memmap(mapping.path, dtype=array.dtype, **where)  # type: ignore[call-overload]
         mapped = np.lib.stride_tricks.as_strided(base, array.shape, array.strides, subok=True)
         mapped.flags.writeable = array.flags.writeable
         return mapped

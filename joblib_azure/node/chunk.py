@@ -38,13 +38,17 @@ _OWN_FRAMES = (__file__, sys.modules[BatchedCalls.__module__].__file__)
 _FIRST_LOOK, _LAST_LOOK, _LONGEST_WAIT = 0.001, 0.05, 3600.0
 
 
+#: A buffer: its name in the node's cache, or where it lies in the bundle's file and its bytes.
+Place = str | tuple[int, int]
+
+
 class Span(NamedTuple):
-    """A pickle in the bundle's file, the names of the buffers that it needs, and its parts."""
+    """A pickle in the bundle's file, the buffers that it needs, and its parts."""
 
     offset: int
     size: int  #: 0 where all of it is a part
-    buffers: list[str]
-    parts: list[tuple[str, list[str]]]  #: of each, the name of its pickle and those of its buffers
+    buffers: list[Place]
+    parts: list[tuple[Place, list[Place]]]  #: of each, its pickle and its buffers
 
 
 class ChunkSpec(NamedTuple):
@@ -85,7 +89,7 @@ class _Inputs:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._maps: dict[str, Any] = {}
+        self._maps: dict[Place, memoryview] = {}
 
     def load(self, span: Span) -> Any:
         """Return the object of a pickle."""
@@ -94,8 +98,8 @@ class _Inputs:
         def part(number: int) -> Any:
             # Once: where two calls of a chunk are given the same object, it is the same object.
             if number not in made:
-                name, buffers = span.parts[number]
-                made[number] = self._unpickle(memoryview(self._map(name, "r")), buffers)
+                pickled, buffers = span.parts[number]
+                made[number] = self._unpickle(self._map(pickled), buffers)
             return made[number]
 
         if not span.size:
@@ -103,28 +107,34 @@ class _Inputs:
         data = memoryview(_bundle(self._setting.bundle))[span.offset : span.offset + span.size]
         return self._unpickle(data, span.buffers, part)
 
-    def _unpickle(self, data: memoryview, buffers: Sequence[str], part: Callable[[int], Any] | None = None) -> Any:
-        return arrays.load(data, [self._map(name, self._setting.mmap_mode) for name in buffers], part)
+    def _unpickle(self, data: memoryview, buffers: Sequence[Place], part: Callable[[int], Any] | None = None) -> Any:
+        return arrays.load(data, [self._buffer(place) for place in buffers], part)
 
-    def _map(self, name: str, mode: str | None) -> Any:
-        """Return a buffer as `mode` has it. What may be written to is nobody else's, even where the bytes are alike."""
-        if mode == "r" and name in self._maps:
-            return self._maps[name]
-        path = Path(self._setting.cache) / name[:2] / name
+    def _buffer(self, place: Place) -> Any:
+        """Return a buffer as the Parallel's ``mmap_mode`` has it.
+
+        What may be written to is nobody else's, even where the bytes are alike.
+        """
+        mode = self._setting.mmap_mode
+        if mode is None:
+            return bytearray(self._map(place))
+        return self._map(place) if mode == "r" else self._open(place, mode)
+
+    def _map(self, place: Place) -> memoryview:
+        if place not in self._maps:
+            self._maps[place] = self._open(place, "r")
+        return self._maps[place]
+
+    def _open(self, place: Place, mode: str) -> memoryview:
+        if isinstance(place, tuple):
+            return arrays.Mapping.open(self._setting.bundle, mode, *place)
+        path = Path(self._setting.cache) / place[:2] / place
         # It is on its way. Bounded: where it does not come, the task ends this process.
         pause, end = _FIRST_LOOK, time.monotonic() + _LONGEST_WAIT
         while not path.exists() and time.monotonic() < end:
             time.sleep(pause)
             pause = min(2 * pause, _LAST_LOOK)
-        if mode is None:
-            content = bytearray(path.stat().st_size)
-            with path.open("rb") as file:
-                file.readinto(content)
-            return content
-        found = arrays.Mapping.open(path, mode)
-        if mode == "r":
-            self._maps[name] = found
-        return found
+        return arrays.Mapping.open(path, mode)
 
 
 def run_chunk(setting: Setting, spec: ChunkSpec) -> int:

@@ -1,21 +1,25 @@
 """A bundle's buffers on their way to the node, while its first chunks run.
 
 They are fetched in the order in which the chunks need them, several at a time; a worker that comes to one that is
-not there yet waits for its file. What storage does not hold ends the task's calls: the client stores it again and
-sends them again.
+not there yet waits for its file. Those that the client is still uploading are waited for. What storage does not hold
+otherwise ends the task's calls: the client stores it again and sends them again.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 from .cache import Cache, WrongContentError
 from .storage import TaskStorage
 
 #: Buffers that are fetched at a time; of each, pieces side by side.
 _STREAMS = 4
+#: Seconds between two looks for a buffer that the client is uploading: at first, and at most.
+_FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 0.5, 1.25
 
 
 class Inputs:
@@ -26,8 +30,8 @@ class Inputs:
     storage : TaskStorage
     cache : Cache
         They are to be pinned in it.
-    sizes, urls : dict
-        Bytes, and where storage has them, by name; in the order of their need.
+    manifest : dict
+        Of the bundle: ``sizes`` and ``urls`` by name, in the order of their need, and the names that are ``coming``.
     failed : callable
         Called, on a thread of its own, once it is known that not all will come.
     """
@@ -36,15 +40,20 @@ class Inputs:
         self,
         storage: TaskStorage,
         cache: Cache,
-        sizes: dict[str, int],
-        urls: dict[str, str],
+        manifest: dict[str, Any],
         failed: Callable[[], object],
     ) -> None:
-        self._storage, self._cache, self._sizes, self._urls = storage, cache, sizes, urls
+        self._storage, self._cache = storage, cache
+        self._sizes: dict[str, int] = manifest["sizes"]
+        self._urls: dict[str, str] = manifest["urls"]
+        self._coming = frozenset[str](manifest["coming"])
         self._failed = failed
         #: Names of those that storage does not have, or not with their content.
         self.missing: list[str] = []
         self.error: BaseException | None = None
+        #: Seconds for which the client was still uploading.
+        self.waited = 0.0
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
 
@@ -76,7 +85,19 @@ class Inputs:
             self._fail(error=exc)
 
     def _fetch(self, name: str, sink: Callable[[int, bytes], object]) -> str:
-        return self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink)
+        begun = time.monotonic()
+        pause = _FIRST_LOOK
+        while True:
+            try:
+                found = self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink)
+            except KeyError:
+                # Bounded: the client ends the task where it cannot upload, and the service where the client has died.
+                if name not in self._coming or self._closed.wait(pause):
+                    raise
+                pause = min(pause * _GROWTH, _LAST_LOOK)
+                self.waited = max(self.waited, time.monotonic() - begun)
+            else:
+                return found
 
     def _fail(self, *, missing: str | None = None, error: BaseException | None = None) -> None:
         with self._lock:
@@ -89,5 +110,6 @@ class Inputs:
 
     def close(self) -> None:
         """Fetch nothing further."""
+        self._closed.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
 
-from .chunk import ChunkSpec, Setting, Span, run_chunk
+from .chunk import ChunkSpec, Place, Setting, Span, run_chunk
 
 
 def main(requests_fd: int, reports_fd: int) -> int:
@@ -81,7 +81,17 @@ def _run(setting: Setting, specs: list[ChunkSpec], width: int) -> Iterator[int]:
 
 def _spec(values: list[Any]) -> ChunkSpec:
     chunk, span, functions = values
-    return ChunkSpec(chunk, Span(*span), {int(n): Span(*at) for n, at in functions.items()})
+    return ChunkSpec(chunk, _span(span), {int(n): _span(at) for n, at in functions.items()})
+
+
+def _span(values: list[Any]) -> Span:
+    offset, size, buffers, parts = values
+    where = [(_place(pickled), [_place(buffer) for buffer in needed]) for pickled, needed in parts]
+    return Span(offset, size, [_place(buffer) for buffer in buffers], where)
+
+
+def _place(value: str | list[int]) -> Place:
+    return value if isinstance(value, str) else (value[0], value[1])
 
 
 def _say(reports: IO[str], **what: Any) -> None:

@@ -142,7 +142,7 @@ class Task:
             return 0
         manifest = bundle.manifest
         cache = Cache(settings.cache, settings.cache_limit)
-        self._inputs = Inputs(storage, cache, manifest["sizes"], manifest["urls"], self._runner.interrupt)
+        self._inputs = Inputs(storage, cache, manifest, self._runner.interrupt)
         with cache.pinned(list(manifest["sizes"]), self._where):
             return self._run_bundle(bundle, data, storage, cache)
 
@@ -165,7 +165,7 @@ class Task:
         if self._inputs.error is not None:
             raise self._inputs.error
         self._runner.close()
-        end = {"begun": self._begun, "ready": ready, "ended": time.time()}
+        end = {"begun": self._begun, "ready": ready, "waited": self._inputs.waited, "ended": time.time()}
         self._sender.close({**end, "node": self._settings.node, "python": platform.python_version()})
         # What the calls returned lies here as plain pickles; it is stored by now.
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -241,7 +241,7 @@ class Task:
             "threads": self._settings.threads,
         }
         specs = [
-            [n, _span(record), {f: _span(bundle.functions[f]) for f in record.head["functions"]}]
+            [n, _span(bundle, record), {f: _span(bundle, bundle.functions[f]) for f in record.head["functions"]}]
             for n, record in chunks.items()
         ]
         for report in self._runner.ask({"setting": setting, "chunks": specs, "width": width}):
@@ -261,5 +261,13 @@ class Task:
             self._done.add(outcome.chunk)
 
 
-def _span(record: Record) -> list[Any]:
-    return [record.offset, len(record.body), record.head["buffers"], record.head["parts"]]
+def _span(bundle: ReadBundle, record: Record) -> list[Any]:
+    """Return where a pickle and what it needs is, as `runner` takes it."""
+
+    def place(name: str) -> Any:
+        within = bundle.buffers.get(name)
+        return name if within is None else [within.offset, len(within.body)]
+
+    head = record.head
+    parts = [[place(pickled), [place(name) for name in buffers]] for pickled, buffers in head["parts"]]
+    return [record.offset, len(record.body), [place(name) for name in head["buffers"]], parts]

@@ -102,10 +102,11 @@ class AzureBlobs:
         *,
         overwrite: bool = True,
         content: str | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> bool:
         blob = self._client.get_blob_client(container, name)
         try:
-            self._transfers.upload(blob, data, overwrite=overwrite, name=content)
+            self._transfers.upload(blob, data, overwrite=overwrite, name=content, wanted=wanted)
         except ResourceExistsError:
             return False
         return True

@@ -219,6 +219,7 @@ class BlobService(Protocol):
         *,
         overwrite: bool = True,
         content: str | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> bool:
         """Store a blob, a large one in blocks side by side and without a copy of it.
 
@@ -230,11 +231,15 @@ class BlobService(Protocol):
             Where False and a blob of that name is there, nothing is stored and False is returned.
         content : str, optional
             The content name (`codec.content_name`) that `data` must still have.
+        wanted : callable, optional
+            Asked before each piece of a large one.
 
         Raises
         ------
         ContentChangedError
-            Where it has another; nothing is stored then.
+            Where it has another name; nothing is stored then.
+        concurrent.futures.CancelledError
+            Where it is not wanted any more.
         """
 
     def blobs(self, container: str, prefix: str) -> Iterable[BlobItem]:
