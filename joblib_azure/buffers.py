@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from .codec import PIECE, Buffer
 from .service import BlobService
 from .storage import BUFFERS, stale
+from .transfer import side_by_side
 
 #: Buffers that are stored at a time; of each, pieces side by side.
 _STREAMS = 4
@@ -51,10 +52,8 @@ class BufferStore:
         concurrent.futures.CancelledError
         ServiceError
         """
-        futures = [self._pool.submit(self._store, b, wanted) for b in buffers if b.digest not in self._stored]
-        concurrent.futures.wait(futures)
-        for future in futures:
-            future.result()
+        needed = [buffer for buffer in buffers if buffer.digest not in self._stored]
+        side_by_side(self._pool, lambda buffer: self._store(buffer, wanted), needed)
 
     def forget(self, names: Iterable[str]) -> None:
         """A node did not find these in storage, or not with their content: store them again when they are needed."""

@@ -8,6 +8,7 @@ without having said so. Where nothing happens the looks get rarer.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .errors import (
     TaskFailedError,
 )
 from .service import BlobItem, TaskEnd
+from .transfer import side_by_side
 
 if TYPE_CHECKING:
     from .call import UnderWay
@@ -162,10 +164,8 @@ class Monitor:
                 if item.size > stream.position and item.name.split("/")[1] in session.under_way:
                     grown.append(item)
         if grown:
-            reads = [session.pool.submit(self._read, item) for item in grown]
-            concurrent.futures.wait(reads)
-            for read in reads:
-                read.result()
+            with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
+                side_by_side(session.pool, self._read, grown)
         return bool(grown)
 
     def _read(self, item: BlobItem) -> None:

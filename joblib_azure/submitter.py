@@ -115,11 +115,15 @@ class Submitter:
             with session.changed:
                 self._ready.append(entry)
                 session.changed.notify_all()
-            store.store(buffers.values(), lambda: not (call.closed or session.closed))
+            store.store(buffers.values(), lambda: self._is_wanted(call))
         except BaseException as exc:
             with session.changed:
                 self._failed.append((entry, exc))
                 session.changed.notify_all()
+
+    def _is_wanted(self, call: Call) -> bool:
+        # The interpreter's exit waits for the threads of pools before any hook can close the session.
+        return not (call.closed or self._session.closed) and threading.main_thread().is_alive()
 
     # add ------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Submitter:
     def _recover(self, entry: UnderWay, error: BaseException) -> None:
         """Send a bundle anew whose arguments changed while they were being sent; anything else ends the session."""
         session, call = self._session, entry.call
-        if isinstance(error, concurrent.futures.CancelledError) and call.closed:
+        if isinstance(error, concurrent.futures.CancelledError) and not self._is_wanted(call):
             return
         if not isinstance(error, ContentChangedError):
             raise error

@@ -110,7 +110,7 @@ class Transfers:
             blob.stage_block(block_id, part)  # type: ignore[arg-type]
             return digest
 
-        digests = iter(_all(self._up, stage, blocks))
+        digests = iter(side_by_side(self._up, stage, blocks))
         names = [name_of(list(itertools.islice(digests, len(pieces)))) for pieces in cut]
         _check(blob, names, name)
         condition: dict[str, Any] = {} if overwrite else {"match_condition": MatchConditions.IfMissing}
@@ -143,7 +143,7 @@ class Transfers:
             sink(start, data)
             return hashlib.sha256(data).digest()
 
-        return name_of(_all(self._down, fetch, spans(size)))
+        return name_of(side_by_side(self._down, fetch, spans(size)))
 
 
 def _check(blob: BlobClient, names: list[str], name: str | None) -> None:
@@ -154,13 +154,41 @@ def _check(blob: BlobClient, names: list[str], name: str | None) -> None:
         )
 
 
-def _all(pool: concurrent.futures.Executor, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Return what `function` gives for each item, in order; the first error ends what has not begun."""
-    futures = [pool.submit(function, item) for item in items]
+def side_by_side(
+    pool: concurrent.futures.Executor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> list[Result]:
+    """Return what `function` gives for each item, in order; nothing is running any more when it returns or raises.
+
+    After the first error nothing further is begun. ``concurrent.futures.wait`` would not do: it never sees the end of
+    what was cancelled by the shutdown of its pool.
+
+    Raises
+    ------
+    concurrent.futures.CancelledError
+        Where the pool was shut down meanwhile.
+    """
+    errors: list[BaseException] = []
+
+    def run(item: Item) -> Result:
+        if errors:
+            raise concurrent.futures.CancelledError
+        try:
+            return function(item)
+        except BaseException as exc:
+            errors.append(exc)
+            raise
+
+    futures, results = [], []
     try:
-        concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
-        concurrent.futures.wait(futures)  # whoever gave memory for it may take that back now
+        for item in items:
+            futures.append(pool.submit(run, item))
+    except RuntimeError as exc:  # it was shut down already
+        errors.append(concurrent.futures.CancelledError(str(exc)))
+    for future in futures:
+        try:
+            results.append(future.result())
+        except BaseException as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]
+    return results

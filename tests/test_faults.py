@@ -155,6 +155,42 @@ def test_nothing_outlives_a_client_that_is_killed(signum: int) -> None:
     assert _gone(run_id, "")
 
 
+UPLOADER = """
+import threading, os, signal, sys
+import numpy as np
+from joblib import Parallel, delayed, parallel_config
+import joblib_azure
+from joblib_azure.buffers import BufferStore
+
+begun = BufferStore._store
+def store(self, buffer, wanted):
+    print(threading.active_count(), flush=True)
+    return begun(self, buffer, wanted)
+BufferStore._store = store
+with joblib_azure.LocalCluster(nodes=1, cores_per_node=1) as cluster, parallel_config("azure", cluster=cluster):
+    print(cluster.run_id, flush=True)
+    data = np.random.default_rng(0).random(int(sys.argv[1]) << 17)
+    Parallel()(delayed(np.sum)(data) for i in range(4))
+"""
+
+
+def test_an_interrupt_during_a_long_upload_ends_the_client() -> None:
+    """800 MB take Azurite ten seconds and more; what is left of them at the interrupt is not sent."""
+    with subprocess.Popen(
+        [sys.executable, "-c", UPLOADER, "800"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as client:
+        assert client.stdout is not None
+        run_id = client.stdout.readline().decode().strip()
+        assert client.stdout.readline()  # the upload begins
+        time.sleep(0.5)
+        client.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        _, said = client.communicate(timeout=60)
+        assert time.monotonic() - begun < 20
+    assert b"KeyboardInterrupt" in said
+    assert _gone(run_id, "")
+
+
 def test_a_client_that_just_ends_leaves_nothing() -> None:
     code = CLIENT.replace("with joblib_azure.LocalCluster(nodes=1, cores_per_node=1) as cluster, ", "with ").replace(
         "cluster=cluster", "cluster='local'"
