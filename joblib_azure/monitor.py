@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Seconds between two listings of outcomes: right after something happened, and at most. The growth bounds
-#: the requests of a long quiet call and costs it at most that much of its own duration.
-FIRST_LOOK, LAST_LOOK, LOOK_GROWTH = 0.05, 1.0, 1.25
+#: the requests of a quiet call (31 until the longest pause) and costs it a tenth of its own duration at most.
+FIRST_LOOK, LAST_LOOK, LOOK_GROWTH = 0.05, 1.0, 1.1
 #: The same for the listings of ended tasks, which only find those that ended without an end record.
 FIRST_TASK_LOOK, LAST_TASK_LOOK, TASK_LOOK_GROWTH = 1.0, 5.0, 1.5
 #: Seconds without any outcome after which nodes and job preparation tasks are looked at, and between such looks.
@@ -74,7 +74,7 @@ class Monitor:
         self._lease_pushed = time.monotonic()
         self._created = time.monotonic()
         self._trouble: float | None = None
-        self._added = 0
+        self._steps = 0
 
     def run(self) -> None:
         """Look until the session is closed."""
@@ -103,11 +103,11 @@ class Monitor:
         idle_timeout = session.cluster.config.idle_timeout
         with session.changed:
             if session.under_way:
-                if session.tasks_added == self._added:
+                if session.steps == self._steps:
                     session.changed.wait(self._pause)
                     self._pause = min(self._pause * LOOK_GROWTH, LAST_LOOK)
-                if session.tasks_added != self._added:
-                    self._added = session.tasks_added
+                if session.steps != self._steps:
+                    self._steps = session.steps
                     self._wake()
                 return
             rest = session.idle_since + idle_timeout - time.monotonic()

@@ -75,6 +75,8 @@ class Session:
         self.calls: dict[str, Call] = {}
         self.under_way: dict[str, UnderWay] = {}
         self.tasks_added = 0
+        #: Counts what brings outcomes nearer: tasks added, buffers uploaded.
+        self.steps = 0
         self.closed = self.failed = False
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")

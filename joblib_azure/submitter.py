@@ -115,7 +115,10 @@ class Submitter:
             with session.changed:
                 self._ready.append(entry)
                 session.changed.notify_all()
-            store.store(buffers.values(), lambda: self._is_wanted(call))
+            if any(name not in store for name in buffers):
+                store.store(buffers.values(), lambda: self._is_wanted(call))
+                with session.changed:
+                    session.steps += 1
         except BaseException as exc:
             with session.changed:
                 self._failed.append((entry, exc))
@@ -132,6 +135,7 @@ class Submitter:
         with session.changed:
             session.under_way.update((entry.task, entry) for entry in entries)
             session.tasks_added += len(entries)
+            session.steps += 1
         specs = [self._task_spec(entry) for entry in entries]
         session.cluster.batch.add_tasks(session.job, [*specs, *session.plan.later_tasks()])
         self._ask_for_nodes()

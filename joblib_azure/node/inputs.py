@@ -10,7 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .cache import Cache, WrongContentError
@@ -19,7 +19,7 @@ from .storage import TaskStorage
 #: Buffers that are fetched at a time; of each, pieces side by side.
 _STREAMS = 4
 #: Seconds between two looks for a buffer that the client is uploading: at first, and at most.
-_FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 0.5, 1.25
+_FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 0.2, 1.25
 
 
 class Inputs:
@@ -85,19 +85,17 @@ class Inputs:
             self._fail(error=exc)
 
     def _fetch(self, name: str, sink: Callable[[int, bytes], object]) -> str:
-        begun = time.monotonic()
-        pause = _FIRST_LOOK
-        while True:
-            try:
-                found = self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink)
-            except KeyError:
-                # Bounded: the client ends the task where it cannot upload, and the service where the client has died.
-                if name not in self._coming or self._closed.wait(pause):
-                    raise
-                pause = min(pause * _GROWTH, _LAST_LOOK)
-                self.waited = max(self.waited, time.monotonic() - begun)
-            else:
-                return found
+        if name not in self._coming:
+            return self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink, None)
+        begun, pauses = time.monotonic(), _pauses()
+
+        def wait() -> bool:
+            # Bounded: the client ends the task where it cannot upload, and the service where the client has died.
+            closed = self._closed.wait(next(pauses))
+            self.waited = max(self.waited, time.monotonic() - begun)
+            return not closed
+
+        return self._storage.fetch_buffer(self._urls[name], self._sizes[name], sink, wait)
 
     def _fail(self, *, missing: str | None = None, error: BaseException | None = None) -> None:
         with self._lock:
@@ -113,3 +111,10 @@ class Inputs:
         self._closed.set()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_LOOK
+    while True:
+        yield pause
+        pause = min(pause * _GROWTH, _LAST_LOOK)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import compileall
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -100,16 +100,22 @@ def _prepare_code(folder: Path) -> None:
 
 
 def _check_imports() -> None:
-    # Said here, once a node, and not by every task: what the environment lacks.
-    try:
-        for name in _NEEDED:
-            importlib.import_module(name)
-    except ImportError as exc:
+    # Said here, once a node, and not by every task: what the environment lacks. Looked for, not imported: that would
+    # take longer than all else here, while the client uploads and the first tasks wait.
+    lacks = [name for name in _NEEDED if not _is_there(name)]
+    if lacks:
         raise PreparationError(
-            f"{sys.executable} (Python {sys.version.split()[0]}) on this node lacks what tasks import: {exc}. Leave "
-            'environment.mode at "auto", so that the nodes get what the client has, or install joblib, cloudpickle, '
-            "threadpoolctl and azure-storage-blob in the nodes' image"
-        ) from exc
+            f"{sys.executable} (Python {sys.version.split()[0]}) on this node lacks what tasks import: "
+            f'{", ".join(lacks)}. Leave environment.mode at "auto", so that the nodes get what the client has, or '
+            "install joblib, cloudpickle, threadpoolctl and azure-storage-blob in the nodes' image"
+        )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # a package above it is not
+        return False
 
 
 class Environment:

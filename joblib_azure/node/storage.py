@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..transfer import Transfers
+from ..transfer import Transfers, transport
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, ContainerClient
@@ -39,9 +39,10 @@ class TaskStorage:
     def __init__(self, inputs: str, outputs: str, task: str) -> None:
         from azure.storage.blob import ContainerClient
 
+        timeouts = {"connection_timeout": 10, "read_timeout": _TIMEOUT}
         options: dict[str, Any] = {
-            "connection_timeout": 10,
-            "read_timeout": _TIMEOUT,
+            **timeouts,
+            "transport": transport(**timeouts),
             "retry_total": 5,
             "initial_backoff": 0.5,  # the SDK's own policy begins with 15 s
             "increment_base": 2,
@@ -94,20 +95,42 @@ class TaskStorage:
         """Store a large outcome as a blob of its own, in blocks side by side; return its groups' content names."""
         return self._transfers.upload(self._outputs.get_blob_client(name), data, groups=groups)
 
-    def fetch_buffer(self, url: str, size: int, sink: Callable[[int, bytes], object]) -> str:
+    def fetch_buffer(
+        self, url: str, size: int, sink: Callable[[int, bytes], object], wait: Callable[[], bool] | None
+    ) -> str:
         """Fetch a buffer in pieces side by side, and return its content name.
+
+        Parameters
+        ----------
+        url : str
+        size : int
+            Its bytes.
+        sink : callable
+            Takes the pieces, as `Transfers.download` has it.
+        wait : callable or None
+            Where the buffer may be on its way to storage: called between two looks, until it returns False.
 
         Raises
         ------
         KeyError
-            Where storage does not hold it (any more), or less of it.
+            Where storage does not hold it (any more), or not all of it.
         """
-        from azure.core.exceptions import HttpResponseError
+        from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
         from azure.storage.blob import BlobClient
 
+        blob = BlobClient.from_blob_url(url, **self._options)
+        # One small request a look: many would slow the very upload that is waited for.
+        while wait is not None:
+            try:
+                if blob.get_blob_properties().size == size:
+                    break
+            except ResourceNotFoundError:
+                pass
+            if not wait():
+                raise KeyError(blob.blob_name)
         try:
-            return self._transfers.download(BlobClient.from_blob_url(url, **self._options), 0, size, sink)
+            return self._transfers.download(blob, 0, size, sink)
         except HttpResponseError as exc:
             if exc.status_code in (404, 416):
-                raise KeyError(url.partition("?")[0]) from exc
+                raise KeyError(blob.blob_name) from exc
             raise

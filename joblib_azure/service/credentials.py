@@ -178,6 +178,7 @@ def connect_blobs(
     """
     from azure.storage.blob import BlobServiceClient
 
+    from ..transfer import transport
     from .blob import LARGE_PUT, AzureBlobs
 
     fixed: dict[str, Any] = {**LARGE_PUT, **_BLOB_RETRIES}
@@ -192,6 +193,7 @@ def connect_blobs(
             ) from exc
     endpoint = endpoint.rstrip("/")
     options = client_options(endpoint)
+    options["transport"] = transport(**options)
     if credential is not None:
         return AzureBlobs(BlobServiceClient(endpoint, credential, **fixed, **options), key="")
     _check_key(key, "the storage account's key")

@@ -53,6 +53,10 @@ def translated(doing: str, endpoint: str) -> Iterator[None]:
         raise _from_response(doing, endpoint, exc) from exc
     except AzureError as exc:
         raise ServiceError(f"{doing}: {_first_line(exc)}", endpoint=endpoint) from exc
+    except ValueError as exc:
+        if "transport has already been closed" not in str(exc):
+            raise
+        raise ServiceUnreachableError(f"{doing}: the connection to {endpoint} was closed meanwhile") from exc
 
 
 def translates(doing: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
