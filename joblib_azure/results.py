@@ -31,7 +31,7 @@ from .errors import IntegrityError, JoblibAzureError, ServiceError
 logger = logging.getLogger(__name__)
 
 #: Bytes of results that a generator's consumer finds fetched ahead, at most.
-AHEAD = 96 << 20
+AHEAD = 64 << 20
 #: Results that are fetched at a time; each in pieces side by side.
 _STREAMS = 4
 #: Seconds for which storage may be out of reach before a result counts as lost, and between two tries.

@@ -56,17 +56,17 @@ def transport(**options: Any) -> Any:
 
 
 class Transfers:
-    """The threads that move pieces, of any number of blobs: as many for uploads as for downloads.
+    """The threads that move pieces, of any number of blobs.
 
     Parameters
     ----------
-    streams : int, default STREAMS
-        Pieces that move at a time, each way.
+    down : int, default STREAMS
+        Pieces that are fetched at a time. Each takes twice its size of memory until it is where it belongs.
     """
 
-    def __init__(self, streams: int = STREAMS) -> None:
-        self._up = concurrent.futures.ThreadPoolExecutor(streams, thread_name_prefix="joblib_azure-up")
-        self._down = concurrent.futures.ThreadPoolExecutor(streams, thread_name_prefix="joblib_azure-down")
+    def __init__(self, down: int = STREAMS) -> None:
+        self._up = concurrent.futures.ThreadPoolExecutor(STREAMS, thread_name_prefix="joblib_azure-up")
+        self._down = concurrent.futures.ThreadPoolExecutor(down, thread_name_prefix="joblib_azure-down")
 
     def close(self) -> None:
         """End the threads once what they move is done; nothing further is begun."""

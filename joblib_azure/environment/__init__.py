@@ -9,6 +9,7 @@ Read in this order::
     indexes.py    where packages come from, and what stays secret of it
     conda.py      packages by their conda names
     lock.py       one file a package, as uv resolves them for the nodes
+    obtain.py     what of it has to come from this machine
     wheels.py     wheels that are built, packed or downloaded here
     overlay.py    the user's modules as archives
     versions.py   what a node compares before it unpickles
@@ -20,7 +21,8 @@ The node's side is `joblib_azure.node.prepare`, `.archive`, `.interpreter`, `.ov
 from __future__ import annotations
 
 from .code import NodeCode, node_code
-from .plan import EnvironmentPlan, Lock, node_platform, plan
+from .obtain import node_platform
+from .plan import EnvironmentPlan, Lock, plan
 from .versions import client_needs
 
 __all__ = ["EnvironmentPlan", "Lock", "NodeCode", "client_needs", "node_code", "node_platform", "plan"]

@@ -12,18 +12,13 @@ machine, behind credentials, or wanted offline, the client ships, once per stora
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import json
 import logging
 import platform
-import re
 import shlex
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,19 +29,18 @@ from ..errors import PackagesError
 from ..service import BlobService, TaskSpec
 from ..storage import FILES, archive_container, stale, touch_container
 from .code import node_code
-from .indexes import Indexes, read_indexes
+from .indexes import read_indexes
 from .installed import distributions
-from .lock import LockedFile, cache_folder, digest_of, resolve, run_uv
+from .lock import LockedFile, digest_of, resolve
+from .obtain import certificates, is_foreign, node_platform, obtain, python_archive
 from .overlay import Overlay
 from .packages import explicit_roots, loaded_files, want
 from .usercode import UserCode, find_user_code
-from .wheels import build, download, runs_on_nodes, sha256_of
 
 logger = logging.getLogger(__name__)
 
 _CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
 _DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publication.json", "environment.tar.gz"
-_STREAMS = 8
 #: What the job's environment settings hold and no process that runs others' code may have, in the order in which the
 #: task reads them (`node.task`).
 _SECRETS = ("JOBLIB_AZURE_KEY", "JOBLIB_AZURE_INPUTS", "JOBLIB_AZURE_OUTPUTS")
@@ -289,7 +283,7 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
     """
     settings, packages = config.environment, config.python_packages
     target = node_platform(config.vm_size)
-    foreign = _is_foreign(target)
+    foreign = is_foreign(target)
     projects = [Path(project).expanduser() for project in packages.editable]
     overlay = Overlay(projects, settings.exclude, foreign_platform=foreign)
     more = packages.pypi or packages.git or packages.wheels or packages.conda or packages.editable
@@ -314,7 +308,7 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
         platform=target,
         indexes=indexes,
     )
-    files = _obtain(found, indexes, offline=settings.offline, foreign=foreign)
+    files = obtain(found, indexes, offline=settings.offline, foreign=foreign)
     uv = next(file for file in files if file.name == "uv")
     if "uv" not in wanted.requirements:
         files = [file for file in files if file.name != "uv"]
@@ -323,9 +317,9 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
         python=python,
         files=tuple(files),
         uv=uv,
-        certificates=_certificates(indexes),
+        certificates=certificates(indexes),
         # Emulated nodes are this machine, which has the client's Python.
-        python_archive=_python_archive(python, target, indexes) if settings.offline and target else None,
+        python_archive=python_archive(python, target, indexes) if settings.offline and target else None,
         interpreters=() if target else (getattr(sys, "_base_executable", sys.executable),),
         offline=settings.offline,
         node_environment={} if settings.offline else indexes.node_environment(),
@@ -335,90 +329,6 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
     elsewhere = {file.name for file in files if file.name in known and file.version != known[file.name].version}
     elsewhere |= wanted.excludes
     return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere), publishes=config.nodes > 1)
-
-
-def node_platform(vm_size: str) -> str | None:
-    """Return the platform of a size's nodes as uv names it; None for emulated nodes, which are this machine.
-
-    Examples
-    --------
-    >>> node_platform("Standard_D4s_v5"), node_platform("Standard_D4ps_v5")
-    ('x86_64-manylinux_2_28', 'aarch64-manylinux_2_28')
-    """
-    if vm_size.lower().startswith("emulated_"):
-        return None
-    features = re.match(r"^[A-Za-z]+_[A-Za-z]+\d+(?:-\d+)?([a-z]*)", vm_size)
-    # https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions: p is ARM. glibc 2.28 is the oldest
-    # among the images that Batch supports.
-    arm = features is not None and "p" in features[1]
-    return f"{'aarch64' if arm else 'x86_64'}-manylinux_2_28"
-
-
-def _is_foreign(target: str | None) -> bool:
-    """Tell whether what was built on this machine does not run on the nodes."""
-    if target is None:
-        return False
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    return sys.platform != "linux" or not target.startswith(machine)
-
-
-def _obtain(files: Iterable[LockedFile], indexes: Indexes, *, offline: bool, foreign: bool) -> list[LockedFile]:
-    """Bring onto this machine what the nodes cannot fetch by themselves."""
-
-    def obtain(file: LockedFile) -> LockedFile:
-        if not file.path and file.sha256 and not offline and indexes.node_fetches(file.url):
-            return file
-        path = Path(file.path) if file.path else download(file, indexes)
-        sha256 = sha256_of(path)
-        if file.path and file.sha256 and sha256 != file.sha256:
-            raise PackagesError(f"{path} has changed while it was being used")
-        if not file.is_wheel:
-            # Nodes that could not fetch it could not fetch what it is built with either.
-            path = build(path, cache_folder() / "built" / sha256, indexes, f"{file.name} {file.version}")
-            sha256 = sha256_of(path)
-            if not runs_on_nodes(path.name, foreign_platform=foreign):
-                raise PackagesError(
-                    f"{file.name} {file.version} has no wheel for the nodes, and what was built of it here runs here "
-                    "only. Build a wheel for the nodes and name it in pythonPackages.wheels, or leave it out with "
-                    "environment.exclude"
-                )
-        return replace(file, file=path.name, sha256=sha256, url="", path=str(path))
-
-    with concurrent.futures.ThreadPoolExecutor(_STREAMS) as pool:
-        return list(pool.map(obtain, files))
-
-
-def _certificates(indexes: Indexes) -> LockedFile | None:
-    path = indexes.certificates
-    if path is None:
-        return None
-    return LockedFile(name="certificates", version="", file="certificates.pem", sha256=sha256_of(path), path=str(path))
-
-
-def _python_archive(python: str, target: str, indexes: Indexes) -> LockedFile | None:
-    """Return an archive of Python for nodes that have another one and no internet; None where it cannot be had.
-
-    Nodes whose image has that version do without, so its lack is no error yet.
-    """
-    machine = target.partition("-")[0]
-    name = f"cpython-{python}-linux-{machine}-gnu"
-    kept = cache_folder() / "python" / f"{name}.tar.gz"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="joblib_azure-") as folder:
-            fetch = ["python", "install", "--no-bin", "--no-registry", "--install-dir", folder, name]
-            try:
-                run_uv(fetch, indexes, f"fetching Python {python} for the nodes", {"UV_PYTHON_DOWNLOADS": "automatic"})
-            except PackagesError as exc:
-                logger.warning("nodes without Python %s cannot be used offline: %s", python, exc)
-                return None
-            part = kept.with_suffix(".part")
-            with tarfile.open(part, "w:gz", compresslevel=1) as tar:
-                for entry in sorted(Path(folder).glob("cpython-*")):
-                    if not entry.is_symlink():
-                        tar.add(entry, arcname=entry.name)
-            part.replace(kept)
-    return LockedFile(name="python", version=python, file=kept.name, sha256=sha256_of(kept), path=str(kept))
 
 
 def _blob_name(file: LockedFile) -> str:

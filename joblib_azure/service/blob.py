@@ -22,7 +22,7 @@ from .interfaces import BlobItem, ContainerItem
 
 #: Up to this size a blob goes in one request. `Transfers` sends larger ones in blocks of its own.
 LARGE_PUT: dict[str, Any] = {"max_single_put_size": PIECE}
-#: Ranges in parallel that the SDK itself reads of a blob whose size is not known.
+#: Pieces that are fetched at a time: a client has its user's memory to think of.
 _STREAMS = 4
 #: A SAS begins this long ago: the clocks of the client, the nodes and the service differ.
 _CLOCK_SKEW = timedelta(minutes=15)
@@ -51,7 +51,7 @@ class AzureBlobs:
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
         self._lock = threading.Lock()
-        self._transfers = Transfers()
+        self._transfers = Transfers(down=_STREAMS)
         self._delegation: tuple[UserDelegationKey, datetime] | None = None
 
     def __repr__(self) -> str:
