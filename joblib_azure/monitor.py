@@ -232,7 +232,8 @@ class Monitor:
         session = self._session
         if "missing" in end:
             session.forget_buffers(end["missing"])  # type: ignore[arg-type]
-            self._again(entry, "storage lacks some of its buffers")
+            # Whatever the retries: it is the client that has to send something again.
+            self._again(entry, "storage lacks some of its buffers", least=2)
         elif entry.remaining:
             self._again(entry, "it ended with outcomes missing")
         else:
@@ -269,10 +270,10 @@ class Monitor:
         what = task.failure or f"exit code {task.exit_code}"
         self._again(entry, f"it ended without all of its outcomes ({what})", node=task.node, exit_code=task.exit_code)
 
-    def _again(self, entry: UnderWay, why: str, **context: str | int | None) -> None:
-        """Send what a task left undone once more, or fail it where that was done often enough."""
+    def _again(self, entry: UnderWay, why: str, *, least: int = 1, **context: str | int | None) -> None:
+        """Send what a task left undone once more, or fail it where that was done often enough, `least` times at least."""
         session = self._session
-        allowed = session.cluster.config.retries + 1
+        allowed = max(least, session.cluster.config.retries + 1)
         attempts = session.attempts(entry)
         if attempts < allowed:
             logger.warning("task %s of job %s: %s; sending it again", entry.task, session.job, why)
