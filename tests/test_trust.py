@@ -153,7 +153,7 @@ class Stored(NamedTuple):
 @pytest.fixture
 def bundle(session: Session, given_to_tasks: Given, file: Path) -> Stored:
     encoder = CallEncoder(1000)
-    calls = [(identity, (Bomb(file), np.arange(500.0)), {}), (lambda: Bomb(file), (), {})]
+    calls: list[Any] = [(identity, (Bomb(file), np.arange(500.0)), {}), (lambda: Bomb(file), (), {})]
     chunk = encoder.chunk(SimpleNamespace(items=calls, _backend=None, _n_jobs=None))
     data, _ = write_bundle(session.key, f"{session.job}/tampered", {"call": "c"}, [(0, chunk)], encoder)
     return Stored(data, "tampered", TaskStorage(given_to_tasks.inputs, given_to_tasks.outputs, "tampered"))
@@ -499,7 +499,7 @@ def total(array: Any, *_: Any) -> float:
 def test_a_buffer_with_wrong_bytes_is_stored_again(
     cluster: LocalCluster, session: Session, service: BlobServiceClient
 ) -> None:
-    array = np.random.default_rng(1).random(LARGE // 8)
+    array: Any = np.random.default_rng(1).random(LARGE // 8)
     name = content_name(memoryview(array).cast("B"))
     blob = service.get_blob_client(BUFFERS, name)
     wrong = flipped(array.tobytes(), LARGE // 2)
@@ -598,7 +598,7 @@ def others(service: BlobServiceClient) -> Iterator[str]:
 def granted(cluster: LocalCluster, session: Session, service: BlobServiceClient, given_to_tasks: Given) -> str:
     """The URL of the only buffer that a task was given, from its bundle's manifest."""
     with parallel_config("azure", cluster=cluster):
-        array = np.arange(LARGE // 8, dtype=float)
+        array: Any = np.arange(LARGE // 8, dtype=float)
         Parallel(batch_size=1)(delayed(total)(array, i) for i in range(2))
     name = content_name(memoryview(array).cast("B"))
     for blob in stored(service, session.inputs, lambda name: name.startswith("bundles/")):
