@@ -195,6 +195,8 @@ class Call:
         self.closed = False
         #: Name of the call's first function, by which the session remembers what its calls cost.
         self.function = ""
+        #: Buffers that a node did not find in storage.
+        self.missed: set[str] = set()
         #: How often each chunk was sent.
         self.attempts: Counter[int] = Counter()
         self._lock = threading.Lock()
@@ -354,4 +356,4 @@ class UnderWay:
     added: float  #: monotonic time
     remaining: set[int]
     seconds: float = 0.0  #: measured work of one worker
-    requeued: bool = field(default=False)
+    sent: bool = False  #: whether the service was given the task

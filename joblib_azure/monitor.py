@@ -13,7 +13,7 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .call import Outcome
 from .codec import Record, unseal, unseal_all
@@ -181,7 +181,8 @@ class Monitor:
                 data = session.cluster.blobs.read(session.outputs, item.name, stream.position, length)
                 end = 0
                 for record in unseal_all(session.key, f"{session.job}/{item.name}", data, stream.records):
-                    self._take(entry, record, item.name, stream.position + end, stream.records)
+                    where = item.name, stream.position + end, record.end - end
+                    self._take(entry, record, where, stream.records)
                     stream.records += 1
                     end = record.end
                 if end == 0:
@@ -193,8 +194,8 @@ class Monitor:
         except ResourceNotFoundError:
             logger.debug("outcomes %s are gone", item.name)
 
-    def _take(self, entry: UnderWay, record: Record, blob: str, start: int, number: int) -> None:
-        """Take in a record that lies at `start` of the append blob `blob` and is the `number`-th there."""
+    def _take(self, entry: UnderWay, record: Record, where: tuple[str, int, int], number: int) -> None:
+        """Take in a record; `where` is its append blob, its offset and its size there, and it is the `number`-th."""
         session, head, call = self._session, record.head, entry.call
         if "end" in head:
             self._end(entry, head["end"])
@@ -211,13 +212,12 @@ class Monitor:
                 bounded=generator and head["ok"],
             )
         elif generator and head.get("ok"):
-            size = record.end
 
             def read_again() -> memoryview:
-                data = session.cluster.blobs.read(session.outputs, blob, start, size)
-                found = unseal(session.key, f"{session.job}/{blob}#{number}", data)
+                data = session.cluster.blobs.read(session.outputs, *where)
+                found = unseal(session.key, f"{session.job}/{where[0]}#{number}", data)
                 if found is None:
-                    raise IntegrityError(f"{session.outputs}/{blob} has become shorter than it was")
+                    raise IntegrityError(f"{session.outputs}/{where[0]} has become shorter than it was")
                 return found.body
 
             results = session.window.record(body, read_again, order=call.order(chunk))
@@ -228,12 +228,15 @@ class Monitor:
             session.observe(entry, head["calls"], head["seconds"])
         call.deliver(chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results))
 
-    def _end(self, entry: UnderWay, end: dict[str, float]) -> None:
+    def _end(self, entry: UnderWay, end: dict[str, Any]) -> None:
         session = self._session
         if "missing" in end:
-            session.forget_buffers(end["missing"])  # type: ignore[arg-type]
-            # Whatever the retries: it is the client that has to send something again.
-            self._again(entry, "storage lacks some of its buffers", least=2)
+            names: set[str] = set(end["missing"])
+            session.forget_buffers(names)
+            # Whatever the retries, once for each buffer: it is not the task that has failed.
+            free = not names <= entry.call.missed
+            entry.call.missed |= names
+            self._again(entry, "storage lacks some of its buffers", free=free)
         elif entry.remaining:
             self._again(entry, "it ended with outcomes missing")
         else:
@@ -270,12 +273,11 @@ class Monitor:
         what = task.failure or f"exit code {task.exit_code}"
         self._again(entry, f"it ended without all of its outcomes ({what})", node=task.node, exit_code=task.exit_code)
 
-    def _again(self, entry: UnderWay, why: str, *, least: int = 1, **context: str | int | None) -> None:
-        """Send what a task left undone once more, or fail it where that was done often enough, `least` times at least."""
+    def _again(self, entry: UnderWay, why: str, *, free: bool = False, **context: str | int | None) -> None:
+        """Send what a task left undone once more, or fail it where that was done often enough."""
         session = self._session
-        allowed = max(least, session.cluster.config.retries + 1)
         attempts = session.attempts(entry)
-        if attempts < allowed:
+        if free or attempts <= session.cluster.config.retries:
             logger.warning("task %s of job %s: %s; sending it again", entry.task, session.job, why)
             session.requeue(entry)
             return

@@ -205,7 +205,7 @@ class Window:
     ) -> Callable[[], Iterator[Any]]:
         def load() -> Iterator[Any]:
             landing = Landing(layout)
-            found = self._patiently(lambda: self._fetch(blob, offset, group_size(layout), landing.take))
+            found = self._patiently(blob, lambda: self._fetch(blob, offset, group_size(layout), landing.take))
             if found != name:
                 raise IntegrityError(
                     f"the content of {blob} at {offset} is not what its task sealed; nothing of it was unpickled"
@@ -220,13 +220,16 @@ class Window:
 
         return load
 
-    def _patiently(self, action: Callable[[], str]) -> str:
+    def _patiently(self, blob: str, action: Callable[[], str]) -> str:
         end = time.monotonic() + PATIENCE
         while True:
             try:
                 return action()
             except ServiceError as exc:
-                if self._closed or exc.context.get("status") in (403, 404) or time.monotonic() > end:
+                status = exc.context.get("status")
+                if status == 416:
+                    raise IntegrityError(f"{blob} is shorter than what its task sealed: {exc.message}") from exc
+                if self._closed or status in (403, 404) or time.monotonic() > end:
                     raise
                 logger.warning("fetching a result: %s; trying on for %.0f s", exc, end - time.monotonic())
                 time.sleep(_PAUSE)

@@ -133,7 +133,9 @@ class Submitter:
     def _add(self, entries: list[UnderWay]) -> None:
         session = self._session
         with session.changed:
-            session.under_way.update((entry.task, entry) for entry in entries)
+            for entry in entries:
+                entry.sent = True
+                session.under_way[entry.task] = entry
             session.tasks_added += len(entries)
             session.steps += 1
         specs = [self._task_spec(entry) for entry in entries]
@@ -153,15 +155,19 @@ class Submitter:
             return
         if not isinstance(error, ContentChangedError):
             raise error
-        # Its task waits for what will not come.
-        session.pool.submit(session.cancel, entry)
-        if session.attempts(entry) < _TRIES:
+        again = session.attempts(entry) < _TRIES
+        with session.changed:
+            if session.under_way.pop(entry.task, None) is None and entry.sent:
+                return  # the monitor was first
+            chunks = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining] if again else []
+            session.planner.requeue(entry.bundle.id, chunks)
+        if entry.sent:  # its task waits for what will not come
+            session.pool.submit(session.cancel, entry)
+        if again:
             call.forget()
-            session.requeue(entry)
             return
         for chunk in sorted(entry.remaining):
             call.deliver(chunk, error)
-        session.finish(entry)
 
     def _task_spec(self, entry: UnderWay) -> TaskSpec:
         bundle, settings, session = entry.bundle, entry.call.settings, self._session

@@ -122,6 +122,7 @@ class Transfers:
             blob.upload_blob(content, overwrite=overwrite)
             return names
         from azure.core import MatchConditions
+        from azure.core.exceptions import HttpResponseError
 
         # Blocks of two uploads of the same blob must not mix; the ids of a blob's blocks are of one length.
         mine, secure = secrets.token_hex(4), blob.url.startswith("https:")
@@ -137,7 +138,14 @@ class Transfers:
             # TLS sees to it that what arrives is what was sent; without it, on loopback, the service checks it.
             # (Azurite hashes what it is given no hash of, and takes three times as long for it.)
             headers = {} if secure else {"Content-MD5": base64.b64encode(hashlib.md5(part).digest()).decode()}
-            blob.stage_block(block_id, part, headers=headers)  # type: ignore[arg-type]
+            try:
+                blob.stage_block(block_id, part, headers=headers)  # type: ignore[arg-type]
+            except HttpResponseError as exc:
+                if getattr(exc, "error_code", None) != "Md5Mismatch":
+                    raise
+                raise _changed(blob) from exc
+            if secure and hashlib.sha256(part).digest() != digest:
+                raise _changed(blob)
             return digest
 
         digests = iter(side_by_side(self._up, stage, blocks))
@@ -178,10 +186,14 @@ class Transfers:
 
 def _check(blob: BlobClient, names: list[str], name: str | None) -> None:
     if name is not None and names != [name]:
-        raise ContentChangedError(
-            f"{blob.blob_name} was to be stored under the name of its content, which is {names[0]} by now: an argument "
-            "of a call was changed while it was being sent. Give each call a copy of what changes"
-        )
+        raise _changed(blob)
+
+
+def _changed(blob: BlobClient) -> ContentChangedError:
+    return ContentChangedError(
+        f"{blob.blob_name} was to be stored under the name of its content, which has become another: an argument of a "
+        "call was changed while it was being sent. Give each call a copy of what changes"
+    )
 
 
 def side_by_side(

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import IntegrityError, TaskPicklingError
+from ..errors import ContentChangedError, IntegrityError, TaskPicklingError
 from .content import Map, content_name
 from .pickling import Buffer, Digests, Packed, pack
 from .records import Record, seal, unseal_all
@@ -225,6 +225,11 @@ def write_bundle(
         Returns where a node reads the buffer of a name.
     stored : callable
         Tells whether the buffer of a name is stored already.
+
+    Raises
+    ------
+    ContentChangedError
+        Where a buffer that travels within the bundle is not any more what it was when it was pickled.
     """
     numbers = sorted({number for _, chunk in chunks for number in chunk.functions})
     buffers = {buffer.digest: buffer for buffer in overlay}
@@ -260,7 +265,13 @@ def write_bundle(
     records += [seal(key, f"{place}#{n}", head, body) for n, (head, body) in enumerate(bodies, start=1)]
     end = sum(map(len, records))
     for name, buffer in small.items():
-        records.append(seal(key, f"{place}#{len(records)}", {"buffer": name}, buffer.data, at=end))
+        # A copy: it is sealed under the name that it had when it was pickled, and may have changed since.
+        data = bytes(buffer.data)
+        if content_name(data) != name:
+            raise ContentChangedError(
+                "an argument of a call was changed while it was being sent. Give each call a copy of what changes"
+            )
+        records.append(seal(key, f"{place}#{len(records)}", {"buffer": name}, data, at=end))
         end += len(records[-1])
     return b"".join(records), large
 

@@ -195,7 +195,8 @@ def _pickler() -> Any:
         """Asks of every object whether it travels apart. That costs, so only large pickles are made with it."""
 
         apart: Mapping[int, int]
-        numbers: dict[int, int]
+        #: What travels apart from the pickle itself, by identity: the objects too, so that they live as long as that.
+        numbers: dict[int, tuple[int, Any]]
 
         def persistent_id(self, obj: Any) -> Any:
             if (number := self.apart.get(id(obj))) is not None:
@@ -204,7 +205,7 @@ def _pickler() -> Any:
             if kind in (bytes, bytearray) and self.threshold is not None and len(obj) >= self.threshold:
                 # A bytearray whose buffer is held could not grow any more.
                 data = pickle.PickleBuffer(obj if kind is bytes else bytes(obj))
-                return kind.__name__, self.numbers.setdefault(id(obj), len(self.numbers)), data
+                return kind.__name__, self.numbers.setdefault(id(obj), (len(self.numbers), obj))[0], data
             return None
 
     return Pickler, SparingPickler
@@ -263,7 +264,8 @@ def pack(
         pickler.dump(obj)
         if memo is not None:
             memo.clear()
-            memo.update((key, value) for key, (_, value) in pickler.memo.copy().items())
+            for known in (pickler.memo.copy(), pickler.numbers):
+                memo.update((key, value) for key, (_, value) in known.items())
         return Packed(stream.getvalue(), buffers)
 
     packed = attempt(sparing if apart else plain)

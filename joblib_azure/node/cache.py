@@ -66,18 +66,18 @@ class Cache:
         """
         self._pins.mkdir(parents=True, exist_ok=True)
         pin = self._pins / hashlib.sha256(holder.encode()).hexdigest()[:32]
-        with pin.open("w") as file:
+        with contextlib.ExitStack() as stack:
             with locked(self.folder / "evict.lock"):
+                # Within it: whoever evicts takes a pin that nobody holds for that of a process that has died.
+                file = stack.enter_context(pin.open("w"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write("\n".join(names))
                 file.flush()
-            try:
-                for name in names:
-                    with contextlib.suppress(OSError):
-                        os.utime(self.path(name))
-                yield
-            finally:
-                pin.unlink(missing_ok=True)
+            stack.callback(pin.unlink, missing_ok=True)
+            for name in names:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path(name))
+            yield
 
     def bring(self, name: str, size: int, fetch: Callable[[Sink], str]) -> None:
         """Have the buffer of that name, fetching it where it is not there.
@@ -103,6 +103,8 @@ class Cache:
         with locked(target.with_name(f"{name}.lock")):
             if target.exists():
                 return
+            for left in target.parent.glob(f"{name}.*.part"):
+                left.unlink(missing_ok=True)  # of a process that was killed: we have its lock
             part = target.with_name(f"{name}.{os.getpid()}.part")
             try:
                 fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -130,6 +132,7 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         evicted = 0
         with locked(self.folder / "evict.lock"):
+            self._clean()
             found = sorted(self._buffers())
             held = sum(size for _, size, _ in found)
             disk = shutil.disk_usage(self.folder)
@@ -160,6 +163,13 @@ class Cache:
             with contextlib.suppress(OSError):
                 found = path.stat()
                 yield found.st_mtime, found.st_size, path
+
+    def _clean(self) -> None:
+        """Remove what processes that were killed had begun to fetch: whoever still does holds the lock."""
+        for part in self.folder.glob("??/*.part"):
+            name = part.name.rsplit(".", 2)[0]
+            with contextlib.suppress(TimeoutError, OSError), locked(part.with_name(f"{name}.lock"), deadline=0.0):
+                part.unlink(missing_ok=True)
 
     def _pinned(self) -> set[str]:
         names: set[str] = set()

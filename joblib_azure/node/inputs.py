@@ -18,6 +18,8 @@ from .storage import TaskStorage
 
 #: Buffers that are fetched at a time; of each, pieces side by side.
 _STREAMS = 4
+#: Buffers that are looked for at a time.
+_LOOKERS = 8
 #: Seconds between two looks for a buffer that the client is uploading: at first, and at most.
 _FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 0.2, 1.25
 
@@ -107,10 +109,17 @@ class Inputs:
             self._failed()
 
     def close(self) -> None:
-        """Fetch nothing further."""
+        """Fetch nothing further. Where something was missing, find all that is: the client sends it again at once."""
         self._closed.set()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is None:
+            return
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.missing:
+            with concurrent.futures.ThreadPoolExecutor(_LOOKERS) as pool:
+                names = [name for name in self._sizes if not (name in self._coming or self._cache.path(name).exists())]
+                there = pool.map(lambda name: self._storage.has_buffer(self._urls[name], self._sizes[name]), names)
+                lacking = {name for name, is_there in zip(names, there, strict=True) if not is_there}
+            self.missing = sorted(lacking.union(self.missing))
 
 
 def _pauses() -> Iterator[float]:

@@ -115,17 +115,11 @@ class TaskStorage:
         KeyError
             Where storage does not hold it (any more), or not all of it.
         """
-        from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
-        from azure.storage.blob import BlobClient
+        from azure.core.exceptions import HttpResponseError
 
-        blob = BlobClient.from_blob_url(url, **self._options)
+        blob = self._buffer(url)
         # One small request a look: many would slow the very upload that is waited for.
-        while wait is not None:
-            try:
-                if blob.get_blob_properties().size == size:
-                    break
-            except ResourceNotFoundError:
-                pass
+        while wait is not None and not _has(blob, size):
             if not wait():
                 raise KeyError(blob.blob_name)
         try:
@@ -134,3 +128,21 @@ class TaskStorage:
             if exc.status_code in (404, 416):
                 raise KeyError(blob.blob_name) from exc
             raise
+
+    def has_buffer(self, url: str, size: int) -> bool:
+        """Tell whether storage holds a buffer whole."""
+        return _has(self._buffer(url), size)
+
+    def _buffer(self, url: str) -> BlobClient:
+        from azure.storage.blob import BlobClient
+
+        return BlobClient.from_blob_url(url, **self._options)
+
+
+def _has(blob: BlobClient, size: int) -> bool:
+    from azure.core.exceptions import ResourceNotFoundError
+
+    try:
+        return bool(blob.get_blob_properties().size == size)
+    except ResourceNotFoundError:
+        return False
