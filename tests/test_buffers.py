@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from azure.storage.blob import BlobServiceClient
 from joblib import Parallel, delayed, parallel_config
 
 from joblib_azure import LocalCluster
@@ -22,6 +23,7 @@ from joblib_azure.codec import PIECE, content_name
 from joblib_azure.errors import ContentChangedError
 from joblib_azure.registry import close_sessions, session_for
 from joblib_azure.storage import BUFFERS
+from joblib_azure.transfer import Transfers
 
 LONG = 60.0
 MB = 1 << 20
@@ -327,3 +329,31 @@ def test_what_nodes_still_hold_is_not_missed(cluster: LocalCluster) -> None:
     settled(cluster)
     cluster.blobs.delete(BUFFERS, name_of(array))
     assert Parallel(batch_size=1)(delayed(total)(array, i) for i in range(8)) == [total(array)] * 8
+
+
+def test_what_changes_while_a_piece_is_sent_is_a_changed_argument(cluster: LocalCluster) -> None:
+    array = numbers(2 * PIECE, 1)
+    name = name_of(array)
+
+    def change(request: Any) -> None:
+        if "comp=block&" in request.http_request.url:
+            array[...] = 0
+
+    cluster.blobs.create_container("changes")
+    with BlobServiceClient.from_connection_string(
+        cluster.storage_connection_string, raw_request_hook=change
+    ) as service:
+        blob = service.get_blob_client("changes", name)
+        with pytest.raises(ContentChangedError):
+            Transfers().upload(blob, memoryview(array).cast("B"), name=name)
+
+
+def test_many_buffers_that_storage_has_lost_are_stored_again(cluster: LocalCluster) -> None:
+    """More than are fetched at a time, and more than a task is tried."""
+    arrays = [numbers(MB, 100 + i) for i in range(40)]
+    expected = sum(map(total, arrays))
+    assert Parallel()([delayed(sum_of_all)(arrays)]) == [expected]
+    forgotten_by_nodes(cluster)
+    for array in arrays:
+        assert cluster.blobs.delete(BUFFERS, name_of(array))
+    assert Parallel()([delayed(sum_of_all)(arrays)]) == [expected]

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -403,3 +404,47 @@ def test_without_a_bound_a_part_of_the_disk_is_left(tmp_path: Path) -> None:
     assert cache.make_room(1000) == 0
     free = shutil.disk_usage(tmp_path).free
     assert cache.make_room(int(free * 0.9)) == 3000  # it has room for that, and would be above its share
+
+
+def test_what_a_killed_process_had_fetched_does_not_stay_on_the_disk(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "buffers", limit=0)
+    process = processes.Process(target=begin, args=(cache.folder, 1 << 20, tmp_path / "said"))
+    process.start()
+    until((tmp_path / "said").exists, "the fetch to begin")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    joined(process)
+    put(cache, 1, 1 << 20)
+    cache.make_room(0)
+    assert left_over(cache) == []
+
+
+def pins(folder: Path, number: int) -> None:
+    """Pin a buffer again and again; what was there once it was pinned stays."""
+    cache = Cache(folder, limit=0)
+    for _ in range(3000):
+        with cache.pinned([name_of(number)], f"task {number}"):
+            put(cache, number)
+            for _ in range(3):
+                if not cache.path(name_of(number)).exists():
+                    os._exit(3)
+
+
+def test_what_is_pinned_stays_while_others_evict(tmp_path: Path) -> None:
+    started = [processes.Process(target=pins, args=(tmp_path, number)) for number in range(2)]
+    for process in started:
+        process.start()
+    over = threading.Event()
+
+    def evicts() -> None:
+        cache = Cache(tmp_path, limit=0)
+        while not over.is_set():
+            put(cache, 99)
+            cache.make_room(0)
+
+    thread = threading.Thread(target=evicts)
+    thread.start()
+    codes = [joined(process) for process in started]
+    over.set()
+    thread.join()
+    assert codes == [0, 0]

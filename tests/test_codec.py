@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from joblib_azure.codec import (
     CallEncoder,
     Digests,
+    content_name,
     pack,
     read_bundle,
     seal,
@@ -25,7 +26,7 @@ from joblib_azure.codec import (
     unseal_all,
     write_bundle,
 )
-from joblib_azure.errors import IntegrityError, TaskPicklingError
+from joblib_azure.errors import ContentChangedError, IntegrityError, TaskPicklingError
 
 KEY = b"k" * 32
 
@@ -146,3 +147,59 @@ def test_an_unpicklable_argument_is_told() -> None:
         CallEncoder(None).chunk(batch((print, threading.Lock())))
     assert isinstance(caught.value, TaskPicklingError)
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+class Rows(list):  # type: ignore[type-arg]
+    """Pickles its rows as it makes them: nobody holds one while the next is made."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Rows, (), None, (row(i) for i in range(200))
+
+
+def row(i: int) -> bytearray:
+    made = bytearray(5000)
+    made[0] = i
+    return made
+
+
+def test_bytearrays_that_live_for_a_moment_come_back() -> None:
+    data, buffers = pack(Rows(), 1000)
+    assert [found[0] for found in unpack(data, [bytes(b.data) for b in buffers])] == list(range(200))
+
+
+def identity(*args: Any) -> Any:
+    return args
+
+
+def test_a_large_bytearray_that_two_arguments_share_stays_one() -> None:
+    shared = bytearray(20_000)
+    first, second = [shared, [f"element {i}" for i in range(60_000)]], [shared]
+    encoder = CallEncoder(10_000)
+    batches = [SimpleNamespace(items=[(identity, (first, second), {})], _backend=None, _n_jobs=None)] * 3
+    for batch in batches:
+        chunk = encoder.chunk(batch, batches)
+        # Where the first is a part of its own, the second's bytearray is another one on the node.
+        assert not chunk.parts
+
+
+def test_a_small_array_never_arrives_with_the_content_of_another_that_changed() -> None:
+    """`kept` never changes; it was once equal to `changed`, so both have one name."""
+    changed, kept = np.zeros(1000), np.zeros(1000)
+    encoder = CallEncoder(1000)
+
+    def chunk() -> Any:
+        return encoder.chunk(SimpleNamespace(items=[(identity, (changed, kept), {})], _backend=None, _n_jobs=None))
+
+    chunk()
+    changed[:] = 5
+    with pytest.raises(ContentChangedError):
+        write_bundle(b"k" * 32, "j/t", {}, [(1, chunk())], encoder)
+    encoder.forget()
+    data, _ = write_bundle(b"k" * 32, "j/t", {}, [(1, chunk())], encoder)
+    bundle = read_bundle(b"k" * 32, "j/t", data)
+    record = bundle.chunks[1]
+    buffers = [bundle.buffers[name].body for name in record.head["buffers"]]
+    [(_, (first, got), _)], _, _ = unpack(record.body, buffers)
+    assert (first.min(), got.max()) == (5, 0)
+    for name, record in bundle.buffers.items():
+        assert content_name(record.body) == name

@@ -792,3 +792,54 @@ def test_no_file_of_a_task_holds_the_jobs_secrets(cluster: LocalCluster, given_t
 
 def test_the_key_comes_through_the_service_and_is_the_sessions(given_to_tasks: Given, session: Session) -> None:
     assert given_to_tasks.key == session.key
+
+
+class Several(Listener):
+    def records(self, count: int, size: int) -> bytes:
+        place = f"{self.session.job}/{self.blob}"
+        return b"".join(
+            seal(self.session.key, f"{place}#{n}", {"chunk": n, "ok": True}, pickle.dumps([bytes([n]) * size]))
+            for n in range(count)
+        )
+
+
+def test_a_small_outcome_that_is_read_again_is_read_alone(session: Session) -> None:
+    with small_window(session):
+        listener = Several(session, "generator")
+        for _ in range(49):
+            listener.call.add(BatchedCalls([(abs, (1,), {})], (NestedBackend(), None)), listener.told.put)
+        listener._entry.remaining.update(range(50))
+        blobs: Any = session.cluster.blobs
+        before, lengths = blobs.read, []
+
+        def read(container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
+            data: bytes = before(container, name, offset, length)
+            if offset:
+                lengths.append(len(data))
+            return data
+
+        blobs.read = read
+        try:
+            listener.say(listener.records(50, 10_000))
+            for _ in range(50):
+                future = listener.told.get(timeout=20)
+                assert list(future.result()) == [bytes([future.chunk]) * 10_000]
+        finally:
+            blobs.read = before
+            listener.close()
+        assert max(lengths) < 20_000, f"{sum(lengths)} bytes were read for 50 records of 10 kB"
+
+
+def test_a_payload_that_was_emptied_is_told_at_once(session: Session) -> None:
+    listener = Listener(session, "list")
+    payload = encode_outcome([np.random.default_rng(0).bytes(LARGE)], each=True)
+    assert isinstance(payload, Payload)
+    blob = f"{listener.blob}.0"
+    session.cluster.blobs.put(session.outputs, blob, b"")
+    head = {"groups": payload.groups, "blob": blob, "contents": [content_name(b"".join(payload.parts))]}
+    begun = time.monotonic()
+    listener.say(listener.record(b"", **head))
+    with pytest.raises(IntegrityError, match=blob):
+        listener.result()
+    assert time.monotonic() - begun < 20
+    listener.close()
