@@ -60,12 +60,13 @@ class Transfers:
 
     Parameters
     ----------
-    down : int, default STREAMS
-        Pieces that are fetched at a time. Each takes twice its size of memory until it is where it belongs.
+    up, down : int, default STREAMS
+        Pieces that are sent and that are fetched at a time. Each of the latter takes twice its size of memory until it
+        is where it belongs.
     """
 
-    def __init__(self, down: int = STREAMS) -> None:
-        self._up = concurrent.futures.ThreadPoolExecutor(STREAMS, thread_name_prefix="joblib_azure-up")
+    def __init__(self, up: int = STREAMS, down: int = STREAMS) -> None:
+        self._up = concurrent.futures.ThreadPoolExecutor(up, thread_name_prefix="joblib_azure-up")
         self._down = concurrent.futures.ThreadPoolExecutor(down, thread_name_prefix="joblib_azure-down")
 
     def close(self) -> None:

@@ -20,8 +20,9 @@ from .storage import TaskStorage
 _STREAMS = 4
 #: Buffers that are looked for at a time.
 _LOOKERS = 8
-#: Seconds between two looks for a buffer that the client is uploading: at first, and at most.
-_FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 0.2, 1.25
+#: Seconds between two looks for a buffer that the client is uploading: at first, and at most. The growth makes it one
+#: twentieth of what was waited already: a pool of a thousand nodes must not ask storage ten times a second for long.
+_FIRST_LOOK, _LAST_LOOK, _GROWTH = 0.05, 5.0, 1.05
 
 
 class Inputs:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Runs of one Batch task that may begin: the service itself runs a task again after a node was lost, without
 #: a bound of its own, and a bundle that kills its nodes must end.
 MAX_RUNS = 5
+#: Pieces that move at a time, each way: more of them than a core can serve hold each other up.
+_STREAMS_A_CORE, _MOST_STREAMS = 4, 16
 #: Seconds for one request; azure-core retries within it are bounded by their count.
 _TIMEOUT = 60
 
@@ -34,9 +36,11 @@ class TaskStorage:
         URLs of the job's containers with SAS tokens: read on the first; add, create and write on the second.
     task : str
         Id of the task.
+    workers : int, default 1
+        Its cores.
     """
 
-    def __init__(self, inputs: str, outputs: str, task: str) -> None:
+    def __init__(self, inputs: str, outputs: str, task: str, workers: int = 1) -> None:
         from azure.storage.blob import ContainerClient
 
         timeouts = {"connection_timeout": 10, "read_timeout": _TIMEOUT}
@@ -51,7 +55,8 @@ class TaskStorage:
         self._outputs: ContainerClient = ContainerClient.from_container_url(outputs, **options)
         self._options = options
         self._task = task
-        self._transfers = Transfers()
+        streams = min(_MOST_STREAMS, _STREAMS_A_CORE * workers)
+        self._transfers = Transfers(streams, streams)
         self._appended: BlobClient | None = None
         self.run = -1
 

@@ -128,7 +128,7 @@ class Task:
 
     def run(self) -> int:
         settings = self._settings
-        storage = TaskStorage(settings.inputs, settings.outputs, settings.task)
+        storage = TaskStorage(settings.inputs, settings.outputs, settings.task, settings.workers)
         data = storage.read_bundle()
         bundle = read_bundle(settings.key, f"{settings.job}/{settings.task}", data)
         call: str = bundle.manifest["call"]
