@@ -16,6 +16,9 @@ How it is counted: seconds are wall time of the Parallel call; peers are up befo
 first call and azure opens its session. Ratios are taken within a pair, medians over the pairs are printed. Bytes:
 see `_traffic.py`; of bytes and memory the largest of the pairs counts. Memory is the client process's peak
 (VmHWM, set back before the first call) minus what it had then (VmRSS), with the array in it and the peer up.
+A virtual machine gives memory back to its host, and the first touch of a page then costs ten times what the next ones
+do: loky's copy of the array in shared memory, a node's cached file. With ``BENCH_TOUCH_MEMORY=1`` whoever is measured
+finds memory that was touched a moment ago.
 The targets are for the full sizes; the exit code is 1 where one is not kept, with `--quick` always 0.
 """
 
@@ -52,8 +55,8 @@ if TYPE_CHECKING:
 MB = 1 << 20
 #: Seconds that a process of its own may take; W-data-3 has three more for each result.
 _TIMEOUT = 600.0
-#: Bytes of memory that are touched before each measurement.
-_TOUCHED = 4 << 30
+#: Bytes of memory that are touched before each measurement where this variable asks for it.
+_TOUCHED, _TOUCH = 4 << 30, "BENCH_TOUCH_MEMORY"
 #: Bytes on disk for each of W-data-3's results: they stay in storage's folder while the cluster lives, and some more
 #: lie in the folders of tasks that run.
 _DISK_FACTOR = 1.25
@@ -314,9 +317,8 @@ def play(role: str, peer: str, sizes: Sizes, chosen: dict[str, Any] | None) -> d
 
 def child(role: str, peer: str, sizes: Sizes, chosen: dict[str, Any] | None = None) -> dict[str, Any]:
     """Have a role done by a new process and return what it found; everything that it started ends."""
-    # A virtual machine gives memory back to its host, and the first touch of a page then costs ten times what the next
-    # ones do. Whoever is measured finds memory that was touched a moment ago.
-    subprocess.run([sys.executable, "-c", f"bytearray({_TOUCHED})"], check=True)
+    if os.environ.get(_TOUCH):
+        subprocess.run([sys.executable, "-c", f"bytearray({_TOUCHED})"], check=True)
     asked = {"sizes": asdict(sizes), "chosen": chosen}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

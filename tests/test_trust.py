@@ -653,7 +653,7 @@ def test_a_task_can_do_its_work(
     storage = TaskStorage(given_to_tasks.inputs, given_to_tasks.outputs, "mine")
     assert storage.read_bundle() == b"bundle"
     assert not storage.aborted("call")
-    name = storage.open_outcomes("call")
+    name, _ = storage.open_outcomes("call")
     storage.append(b"one")
     storage.append(b"two")
     large = np.random.default_rng(0).bytes(20 << 20)

@@ -6,6 +6,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +69,20 @@ class TaskStorage:
         """Tell whether the client gave up the Parallel call."""
         return self._inputs.get_blob_client(f"aborted/{call}").exists()
 
-    def open_outcomes(self, prefix: str) -> str:
-        """Create the append blob of this run of the task and return its name.
+    def open_outcomes(self, call: str) -> tuple[str, bool]:
+        """Create the append blob of this run of the task; return its name, and whether the client gave up the call.
 
         Raises
         ------
         TooManyRunsError
             Where the task was run `MAX_RUNS` times before.
         """
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            aborted = pool.submit(self.aborted, call)
+            name = self._open_outcomes(call)
+            return name, aborted.result()
+
+    def _open_outcomes(self, prefix: str) -> str:
         from azure.core import MatchConditions
         from azure.core.exceptions import ResourceExistsError
 

@@ -15,6 +15,7 @@ that were running are tried once more, each alone in a runner of its own, and on
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import platform
 import shutil
@@ -129,14 +130,16 @@ class Task:
     def run(self) -> int:
         settings = self._settings
         storage = TaskStorage(settings.inputs, settings.outputs, settings.task, settings.workers)
+        gc.enable()  # the last import was made
         data = storage.read_bundle()
         bundle = read_bundle(settings.key, f"{settings.job}/{settings.task}", data)
         call: str = bundle.manifest["call"]
-        if storage.aborted(call):
+        name, aborted = storage.open_outcomes(call)
+        if aborted:
             sys.stderr.write(f"the client gave up call {call}; nothing was run\n")
             return 0
         self._folder.mkdir(exist_ok=True)
-        self._sender = Sender(storage, settings.key, settings.job, storage.open_outcomes(call), self._folder)
+        self._sender = Sender(storage, settings.key, settings.job, name, self._folder)
         if self._refuse(bundle):
             self._sender.close({"begun": self._begun, "ready": time.time(), "ended": time.time()})
             return 0
