@@ -16,8 +16,6 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["runner"]:
         from .runner import main as runner
 
-        gc.freeze()
-        gc.enable()
         return runner(int(argv[1]), int(argv[2]))
     from .task import main as task
 

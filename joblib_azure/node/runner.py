@@ -12,6 +12,7 @@ one chunk to run at a time there is no pool: the runner's main thread runs it, a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -27,6 +28,8 @@ from .chunk import ChunkSpec, Place, Setting, Span, run_chunk
 
 def main(requests_fd: int, reports_fd: int) -> int:
     """Serve requests until the task closes its end of the pipe."""
+    gc.freeze()
+    gc.enable()  # see `__main__`
     # The workers and the user's own child processes must not hold the task's pipes open.
     for fd in (requests_fd, reports_fd):
         os.set_inheritable(fd, False)

@@ -68,7 +68,7 @@ class TaskSettings:
     def read(cls, environ: Mapping[str, str], secrets: IO[str]) -> TaskSettings:
         """Read the settings; the secrets from where no other process can: key, inputs, outputs."""
         key, inputs, outputs = secrets.readline().split()
-        threads = environ.get("JOBLIB_AZURE_THREADS")
+        workers, width, threads = _cores(environ)
         return cls(
             job=environ["AZ_BATCH_JOB_ID"],
             task=environ["AZ_BATCH_TASK_ID"],
@@ -76,21 +76,35 @@ class TaskSettings:
             key=base64.b64decode(key),
             inputs=inputs,
             outputs=outputs,
-            workers=int(environ["JOBLIB_AZURE_WORKERS"]),
-            width=int(environ["JOBLIB_AZURE_WIDTH"]),
-            threads=int(threads) if threads else None,
+            workers=workers,
+            width=width,
+            threads=threads,
             cache=Path(environ["AZ_BATCH_NODE_SHARED_DIR"]) / "joblib_azure" / "buffers",
             cache_limit=int(float(limit) * 1e9) if (limit := environ.get("JOBLIB_AZURE_CACHE")) else None,
         )
 
 
+def _cores(environ: Mapping[str, str]) -> tuple[int, int, int | None]:
+    """Return the cores of the task, the chunks that run at once, and ``inner_max_num_threads``."""
+    threads = environ.get("JOBLIB_AZURE_THREADS")
+    width = int(environ["JOBLIB_AZURE_WIDTH"])
+    return int(environ["JOBLIB_AZURE_WORKERS"]), width, int(threads) if threads else None
+
+
 def main() -> int:
     """Run the task; 0 where every chunk has an outcome, whatever the calls raised."""
     begun = time.time()
+    workers, width, threads = _cores(os.environ)
+    runner = RunnerProcess(workers, width, threads)
+    # Before the secrets are read: the copy must not have them.
+    pipes = runner.fork()
+    if pipes is not None:
+        from .runner import main as serve
+
+        return serve(*pipes)
     with os.fdopen(os.dup(0)) as secrets, open(os.devnull) as nothing:
         settings = TaskSettings.read(os.environ, secrets)
         os.dup2(nothing.fileno(), 0)
-    runner = RunnerProcess(settings.workers, settings.width, settings.threads)
 
     def stop(signum: int, frame: FrameType | None) -> None:
         runner.kill()
