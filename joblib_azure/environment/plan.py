@@ -44,13 +44,19 @@ _DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publica
 #: What the job's environment settings hold and no process that runs others' code may have, in the order in which the
 #: task reads them (`node.task`).
 _SECRETS = ("JOBLIB_AZURE_KEY", "JOBLIB_AZURE_INPUTS", "JOBLIB_AZURE_OUTPUTS")
-#: Runs under whatever Python the node has, with pairs of a path and a SHA-256.
-_CHECK = """
-import hashlib, sys
-for path, name in zip(sys.argv[1::2], sys.argv[2::2]):
+#: Runs under whatever Python the node has: the archive, the folder for it, and pairs of a path and a SHA-256. One
+#: process, since each costs a node's first call as much as all that it does here.
+_PREPARE = """
+import hashlib, runpy, sys, zipfile
+archive, folder = sys.argv[1:3]
+for path, name in zip(sys.argv[3::2], sys.argv[4::2]):
     with open(path, "rb") as file:
         if hashlib.sha256(file.read()).hexdigest() != name:
             sys.exit("joblib_azure: " + path + " is not what the client stored; nothing of it was run")
+with zipfile.ZipFile(archive) as code:
+    code.extractall(folder)
+sys.argv = [folder, "prepare"]
+runpy.run_path(folder, run_name="__main__")
 """
 
 
@@ -128,14 +134,8 @@ class EnvironmentPlan:
         run = shlex.quote(self._command)
         files = " ".join(shlex.quote(word) for pair in self._shipped.items() for word in pair)
         # Building a source distribution runs its code, which has no need of the job's secrets.
-        steps = [
-            "set -e",
-            f"unset {' '.join(_SECRETS)}",
-            f"{run} -c {shlex.quote(_CHECK)} {files}",
-            f"{run} -m zipfile -e {_CODE} {_FOLDER}",
-            f"exec {run} {_FOLDER} prepare",
-        ]
-        return f"/bin/sh -c {shlex.quote('; '.join(steps))}"
+        script = f"unset {' '.join(_SECRETS)}; exec {run} -c {shlex.quote(_PREPARE)} {_CODE} {_FOLDER} {files}"
+        return f"/bin/sh -c {shlex.quote(script)}"
 
     @property
     def task_command(self) -> str:
