@@ -133,11 +133,19 @@ class Submitter:
     def _add(self, entries: list[UnderWay]) -> None:
         session = self._session
         with session.changed:
+            wanted = []
             for entry in entries:
+                if entry.call.closed:
+                    session.planner.finish(entry.bundle.id)
+                    continue
                 entry.sent = True
                 session.under_way[entry.task] = entry
+                wanted.append(entry)
+            entries = wanted
             session.tasks_added += len(entries)
             session.steps += 1
+        if not entries:
+            return
         specs = [self._task_spec(entry) for entry in entries]
         session.cluster.batch.add_tasks(session.job, [*specs, *session.plan.later_tasks()])
         self._ask_for_nodes()
@@ -157,8 +165,9 @@ class Submitter:
             raise error
         again = session.attempts(entry) < _TRIES
         with session.changed:
-            if session.under_way.pop(entry.task, None) is None and entry.sent:
-                return  # the monitor was first
+            session.under_way.pop(entry.task, None)
+            if all(bundle.id != entry.bundle.id for bundle in session.planner.bundles):
+                return  # the monitor was first, or the call is over
             chunks = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining] if again else []
             session.planner.requeue(entry.bundle.id, chunks)
         if entry.sent:  # its task waits for what will not come

@@ -67,12 +67,12 @@ class Said:
 
 @contextmanager
 def deleted(*clusters: Cluster) -> Iterator[None]:
-    """Delete the pools at the end of the block."""
+    """Delete the pools at the end of the block, and wait until they are gone: until then they count for the quota."""
     try:
         yield
     finally:
         for cluster in clusters:
-            cluster.delete()
+            cluster.delete(wait=True)
             cluster.close()
 
 

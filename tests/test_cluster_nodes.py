@@ -186,7 +186,7 @@ def test_old_resize_errors_beside_nodes(account: AccountConfig) -> None:
     with deleted(first):
         later = Cluster.attach(first.config.name, account)
         assert later.status().pool.resize_errors
-        assert len(later.wait_for_nodes(1)) == 2
+        assert len(later.wait_for_nodes(2)) == 2
         assert " of an earlier resize, " in later.describe(later.nodes())
         later.close()
 

@@ -216,10 +216,16 @@ class NodeWait:
         begun, pause, teller = time.monotonic(), FIRST_LOOK, Teller(self.progress)
         while True:
             nodes = self.batch.nodes(self.pool)
-            ready = [node for node in nodes if node.state in USABLE and node.scheduling]
+            ready = _usable(nodes)
             if self.cancelled() or (count is not None and len(ready) >= count):
                 return ready
             pool = self.batch.pool(self.pool)
+            if pool.allocation == "steady":
+                # It may have become so since the nodes were listed: only what is listed after that is all there is.
+                nodes = self.batch.nodes(self.pool)
+                ready = _usable(nodes)
+                if count is not None and len(ready) >= count:
+                    return ready
             self._check(pool, nodes, ready)
             wanted = pool.target_nodes if count is None else count
             elapsed = time.monotonic() - begun
@@ -314,6 +320,10 @@ class NodeWait:
             nodes=tuple(nodes),
             notes=tuple(notes),
         )
+
+
+def _usable(nodes: Sequence[NodeState]) -> list[NodeState]:
+    return [node for node in nodes if node.state in USABLE and node.scheduling]
 
 
 def is_after(moment: datetime | None, mark: datetime | None) -> bool:
