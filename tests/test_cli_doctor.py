@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import os
 import sys
 from collections.abc import Iterator
@@ -81,6 +82,10 @@ def test_all_is_well(cluster: Cluster) -> None:
     assert "there and back in" in said
     assert "made for it, is being deleted" in said
     assert pools(cluster) == []
+    # The service deletes it in its own time.
+    end = time.monotonic() + 20
+    while cluster.batch.jobs(doctors_pool("examined")) and time.monotonic() < end:
+        time.sleep(0.05)
     assert cluster.batch.jobs(doctors_pool("examined")) == []
 
 

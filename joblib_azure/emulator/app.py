@@ -67,10 +67,11 @@ class BatchApp:
             response = await self._respond(request)
         except ClientDisconnect:
             return
-        await response(scope, receive, send)
         if self._access_log is not None:
+            # Before it is sent: whoever has an answer finds its line.
             path = scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
             self._access_log(request.method, path, response.status_code, (time.perf_counter() - began) * 1000)
+        await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
         request_id = str(uuid.uuid4())
