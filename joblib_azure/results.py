@@ -93,7 +93,7 @@ class Window:
     fetch : callable
         Of type `Fetch`.
     delete : callable
-        Told of a blob whose results were all consumed or dropped.
+        Told of a blob of which all has been fetched.
     budget : int, default AHEAD
         In bytes.
     """
