@@ -7,13 +7,13 @@ exception too: raised through the inner Parallel it would shut that Parallel's p
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import mmap
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +21,22 @@ from joblib.parallel import BatchedCalls, register_parallel_backend
 
 from ..codec import Payload, encode_outcome, pack, unpack
 from ..errors import CallExitedError, ResultPicklingError
-from . import arrays
+from . import arrays, baseline
 from .journal import JournalWriter
 from .limits import library_threads
-from .nested import NestedBackend, close_nested_pool
+from .nested import NestedBackend, close_nested_pool, line_buffered
 from .overlay import use_overlay
+from .traces import remote_text
 
 # backend="azure" named inside a call means the cores that the call has.
 register_parallel_backend("azure", NestedBackend)
 
-#: What the user's traceback should not begin with: this module and joblib's BatchedCalls.
-_OWN_FRAMES = (__file__, sys.modules[BatchedCalls.__module__].__file__)
-
-
 #: Seconds between two looks for a buffer that is on its way: at first, at most, and until nobody waits any more.
 _FIRST_LOOK, _LAST_LOOK, _LONGEST_WAIT = 0.001, 0.05, 3600.0
 
+
+#: Seconds of fetching and unpickling of which an outcome tells: there are a thousand outcomes of short calls a second.
+_WORTH = 0.001
 
 #: A buffer: its name in the node's cache, or where it lies in the bundle's file and its bytes.
 Place = str | tuple[int, int]
@@ -66,11 +66,11 @@ class Setting(NamedTuple):
     journals: str  #: folder of the journals
     cache: str  #: folder of the node's buffers
     mmap_mode: str | None  #: how buffers are mapped; None: each call gets copies of its own
-    where: str  #: "node …, task …", for tracebacks
     path: tuple[str, ...]  #: further entries of sys.path
     overlay: str | None  #: folder of the user's own modules
     threads: int | None  #: inner_max_num_threads
     initializer: str | None  #: base64 of the pickle of a function and its arguments
+    lease: str | None  #: folder that says what the calls find, in a process that served other tasks before
 
 
 @functools.lru_cache(maxsize=4)
@@ -90,6 +90,8 @@ class _Inputs:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._maps: dict[Place, memoryview] = {}
+        #: Seconds for which buffers were still on their way.
+        self.waited = 0.0
 
     def load(self, span: Span) -> Any:
         """Return the object of a pickle."""
@@ -130,46 +132,88 @@ class _Inputs:
             return arrays.Mapping.open(self._setting.bundle, mode, *place)
         path = Path(self._setting.cache) / place[:2] / place
         # It is on its way. Bounded: where it does not come, the task ends this process.
-        pause, end = _FIRST_LOOK, time.monotonic() + _LONGEST_WAIT
-        while not path.exists() and time.monotonic() < end:
+        pause, begun = _FIRST_LOOK, time.monotonic()
+        while not path.exists() and time.monotonic() < begun + _LONGEST_WAIT:
             time.sleep(pause)
             pause = min(2 * pause, _LAST_LOOK)
+        self.waited += time.monotonic() - begun
         return arrays.Mapping.open(path, mode)
+
+
+#: How far a chunk has come.
+_LOADING, _RUNNING, _DONE = "loading", "running", "done"
+
+
+class _Counted:
+    """A chunk's calls, and the place of the one that runs among them."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self.place = -1
+
+    def __iter__(self) -> Iterator[Any]:
+        for place, item in enumerate(self._items):
+            self.place = place
+            yield item
 
 
 def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
     """Run one chunk, leave its outcome in this process's journal and return the chunk's number."""
+    if baseline.enter(setting.lease):
+        # What the task before used, and what its initializer did, which was put back.
+        for kept in (_bundle, _journal, _initialize):
+            kept.cache_clear()
     journal = _journal(setting.journals, os.getpid())
     _prepare_process(setting)
     journal.start(spec.chunk)
+    began = time.time()
     started = time.perf_counter()
+    loading = 0.0
     calls = 0
+    inputs = _Inputs(setting)
+    stage, progress = _LOADING, _Counted(())
     try:
         _initialize(setting.initializer)
-        inputs = _Inputs(setting)
-        items, backend, n_jobs = inputs.load(spec.span)
-        functions = {number: inputs.load(span) for number, span in spec.functions.items()}
+        with baseline.importing():
+            items, backend, n_jobs = inputs.load(spec.span)
+            functions = {number: inputs.load(span) for number, span in spec.functions.items()}
         items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
         calls = len(items)
-        started = time.perf_counter()
-        result = BatchedCalls(items, (backend, n_jobs))()
+        loading = time.perf_counter() - started
+        started += loading
+        stage = _RUNNING
+        batch = BatchedCalls((), (backend, n_jobs))
+        batch.items = progress = _Counted(items)
+        result = batch()
+        stage = _DONE
         seconds = time.perf_counter() - started
-        head, body = _leave(journal, spec.chunk, {"ok": True}, _encode_results(result))
+        ok, encoded = True, _encode_results(result)
     # A call may raise anything, KeyboardInterrupt and SystemExit included: all of it is its outcome.
     except BaseException as exc:
         seconds = time.perf_counter() - started
-        head, body = _leave(journal, spec.chunk, {"ok": False}, _encode_error(exc, setting.where))
+        ok, encoded = False, _encode_error(exc, stage)
     finally:
         close_nested_pool()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    journal.end(spec.chunk, {**head, "seconds": seconds, "calls": calls}, body)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a call closed it, or put something else there
+                stream.flush()
+    # Not above: where the disk takes no more, that is no outcome of the call's.
+    found: dict[str, Any] = {"ok": ok}
+    if not ok and stage == _RUNNING and progress.place >= 0:
+        found["place"] = progress.place
+    head, body = _leave(journal, spec.chunk, found, encoded)
+    baseline.leave(setting.lease)
+    span: dict[str, Any] = {"began": began, "seconds": seconds, "calls": calls}
+    if loading > _WORTH:
+        span["loading"] = [round(inputs.waited, 4), round(loading, 4)]
+    journal.end(spec.chunk, {**head, **span}, body)
     return spec.chunk
 
 
 @functools.lru_cache(maxsize=1)
 def _prepare_process(setting: Setting) -> None:
     """Give this process what the bundle's calls expect to find: the modules and the thread limits."""
+    line_buffered()
     use_overlay(setting.overlay)
     sys.path += [entry for entry in setting.path if entry not in sys.path]
     # Variables such as OMP_NUM_THREADS were set before this process began; they do not reach a library
@@ -207,11 +251,14 @@ def _encode_results(result: list[Any]) -> bytes | Payload:
         ) from exc
 
 
-def _encode_error(exc: BaseException, where: str) -> bytes | Payload:
+def _encode_error(exc: BaseException, stage: str) -> bytes | Payload:
     """Encode ``(exception, traceback text)`` so that it is certain to load again."""
-    text = f'\n"""\n{_format(exc)}(raised on {where})\n"""'
+    text = remote_text(exc) + _advice(exc, stage)
     if isinstance(exc, SystemExit):
-        exc = CallExitedError(f"the call raised SystemExit({exc.code!r}) on {where}")
+        exc = CallExitedError(
+            f"the call raised SystemExit({exc.code!r}), which ends a call and not your process. Return, or raise "
+            "another exception, where a call is to end early"
+        )
     try:
         # Exceptions whose __init__ takes other arguments than their args pickle well and fail to load.
         unpack(*pack((exc, text), None))
@@ -224,8 +271,11 @@ def _encode_error(exc: BaseException, where: str) -> bytes | Payload:
         return encode_outcome((substitute, text), each=False)
 
 
-def _format(exc: BaseException) -> str:
-    frames = exc.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename in _OWN_FRAMES:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(exc), exc, frames))
+def _advice(exc: BaseException, stage: str) -> str:
+    said = ""
+    if stage == _LOADING:
+        said = "while the call's function and arguments were unpickled on the node, before it ran"
+    if isinstance(exc, ModuleNotFoundError):
+        said += f"{': ' if said else ''}the nodes have no module {exc.name!r}; name its package in pythonPackages, or "
+        said += "install it in their image"
+    return f"({said})\n" if said else ""

@@ -49,6 +49,10 @@ class JournalWriter:
         self._path = Path(folder) / f"{self.pid}.journal"
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self._fd)
+
     def start(self, chunk: int) -> None:
         """Say that `chunk` starts."""
         self._write(json.dumps({"start": chunk, "pid": self.pid}).encode() + b"\n")
@@ -107,7 +111,13 @@ class JournalReader:
         self._tails: dict[Path, _Tail] = {}
 
     def read(self) -> Iterator[Outcome]:
-        """Yield the outcomes that are new."""
+        """Yield the outcomes that are new.
+
+        Raises
+        ------
+        ValueError
+            Where a journal holds what no worker writes: its calls may write there too.
+        """
         for path in sorted(self._folder.glob("*.journal")):
             tail = self._tails.setdefault(path, _Tail())
             while path.stat().st_size > tail.position:
@@ -115,7 +125,13 @@ class JournalReader:
                 with path.open("rb") as file:
                     file.seek(before)
                     data = file.read(_WINDOW)
-                yield from self._parse(tail, data)
+                try:
+                    found = self._parse(tail, data)
+                except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+                    raise ValueError(
+                        f"{path.name} holds what no worker has written: {type(exc).__name__}: {exc}"
+                    ) from exc
+                yield from found
                 if tail.position == before:
                     break
 
@@ -138,13 +154,19 @@ class JournalReader:
             head = json.loads(data[done:stop])
             end = stop + 1
             if "start" in head:
-                tail.running = head["start"]
+                tail.running = _number(head["start"])
             else:
-                end += head.pop("size")
+                end += _number(head.pop("size"))
                 if len(data) < end:
                     break  # the rest of this outcome is still being written
                 tail.running = None
-                found.append(Outcome(head.pop("end"), head, data[stop + 1 : end]))
+                found.append(Outcome(_number(head.pop("end")), head, data[stop + 1 : end]))
             done = end
         tail.position += done
         return found
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no number of a chunk or of bytes")
+    return value

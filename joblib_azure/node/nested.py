@@ -7,6 +7,8 @@ joblib's own loky backend, or for threads where the code prefers them.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 from joblib.parallel import BACKENDS, FallbackToBackend, ParallelBackendBase, SequentialBackend
@@ -64,7 +66,20 @@ class NestedBackend(ParallelBackendBase):  # type: ignore[misc]
         parallel.n_jobs = capped
         if prefer == "threads" or require == "sharedmem":
             raise FallbackToBackend(BACKENDS["threading"](nesting_level=level))
-        raise FallbackToBackend(BACKENDS["loky"](nesting_level=level, inner_max_num_threads=self.inner_max_num_threads))
+        loky = BACKENDS["loky"]
+        threads = self.inner_max_num_threads
+        raise FallbackToBackend(loky(nesting_level=level, inner_max_num_threads=threads, initializer=line_buffered))
+
+
+def line_buffered() -> None:
+    """Let each line that calls print leave this process by itself.
+
+    A task's output is read as it comes, and the workers of a nested pool are ended before they would flush.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a call put something else there
+            if not stream.line_buffering:
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def close_nested_pool() -> None:

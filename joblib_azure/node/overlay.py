@@ -51,13 +51,16 @@ def use_overlay(folder: str | None) -> None:
 
     The overlay comes first, as the script's folder does at home.
     """
-    if _on_path == ([folder] if folder else []):
+    wanted = [folder] if folder else []
+    if _on_path == wanted:
+        if sys.path[: len(wanted)] != wanted:  # the process was put back between two tasks
+            sys.path[:0] = wanted
         return
     for old in _on_path:
         sys.path[:] = [entry for entry in sys.path if entry != old]
         for name, module in list(sys.modules.items()):
             if (getattr(module, "__file__", None) or "").startswith(old + os.sep):
                 del sys.modules[name]
-    _on_path[:] = [folder] if folder else []
+    _on_path[:] = wanted
     sys.path[:0] = _on_path
     importlib.invalidate_caches()

@@ -35,11 +35,16 @@ import zipfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import archive, interpreter, versions
+from . import archive, interpreter, place, versions
+from .begin import READY, begin
 from .locks import locked
 
 #: The resource file that describes the environment; without it the node has everything already.
 DESCRIPTION = "joblib_azure_environment.json"
+#: What the job's tasks find in the preparation's folder: links to the node code and to the environment.
+CODE, ENVIRONMENT = "joblib_azure_node", "joblib_azure_environment"
+#: The node code as it was shipped.
+ARCHIVE = "joblib_azure_node.zip"
 #: The blob that describes its publication.
 PUBLICATION = "publication.json"
 #: What the node code imports beside the standard library.
@@ -48,6 +53,8 @@ _NEEDED = ("joblib", "cloudpickle", "threadpoolctl", "azure.storage.blob")
 _INSTALL_SECONDS = 3600.0
 #: Below so many free bytes, environments go that nobody used for so many seconds.
 _ENOUGH_SPACE, _UNUSED_SECONDS = 5 << 30, 86400.0
+#: The same for node code, which is small.
+_UNUSED_CODE_SECONDS = 14 * 86400.0
 #: Times that a download is tried.
 _TRIES = 3
 
@@ -61,7 +68,7 @@ def main(argv: list[str]) -> int:
     folder = Path(sys.argv[0]).resolve()
     try:
         if argv == ["code"]:
-            _prepare_code(folder)
+            _prepare_code(folder, Path(sys.prefix))
         elif argv == ["publish"]:
             Environment(_read_publication()).publish()
         elif Path(DESCRIPTION).exists():
@@ -71,7 +78,7 @@ def main(argv: list[str]) -> int:
             _run([str(python), str(folder), "prepare", "code"], "preparing the node code")
         else:
             _check_imports()
-            _prepare_code(folder)
+            _prepare_code(folder, None)
     except (PreparationError, TimeoutError) as exc:
         sys.stderr.write(f"\njoblib_azure: {exc}\n")
         return 1
@@ -89,12 +96,60 @@ def _read_publication() -> dict[str, Any]:
     return found
 
 
-def _prepare_code(folder: Path) -> None:
+def _prepare_code(folder: Path, environment: Path | None) -> None:
+    """Put the node code where it outlives the job, once for each environment, and name both for the tasks."""
+    if environment is not None:
+        _link(ENVIRONMENT, environment)
+    code = _settle(folder)
+    _link(CODE, code)
+    begin(code, os.environ)
+
+
+def _link(name: str, target: Path) -> None:
+    """Name a folder in the preparation's own, which is there already where it runs again: a retry, or a reboot."""
+    link = Path(name)
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(target)
+
+
+def _settle(folder: Path) -> Path:
+    """Return the code's folder below our root; `folder` itself where the node has no place for it."""
+    name = hashlib.sha256(f"{sys.executable} {sys.version}\n".encode() + Path(ARCHIVE).read_bytes()).hexdigest()[:16]
+    try:
+        codes = place.root(os.environ) / "code"
+        codes.mkdir(exist_ok=True)
+        target = codes / name
+        with locked(codes / f"{name}.lock"):
+            if not (target / READY).exists():
+                _clean(codes)
+                part = codes / f"{name}.{os.getpid()}.part"
+                shutil.copytree(folder, part)
+                _compile_code(part)
+                (part / READY).touch()
+                shutil.rmtree(target, ignore_errors=True)
+                part.rename(target)
+            os.utime(target)
+    except OSError as exc:
+        _say(f"no warm runners, since the node code cannot be kept: {exc}")
+        _compile_code(folder)
+        return folder
+    return target
+
+
+def _clean(codes: Path) -> None:
+    """Remove the code that nobody used for long; what a supervisor runs from was used with its last task."""
+    for left in codes.iterdir():
+        if left.is_dir() and time.time() - left.stat().st_mtime > _UNUSED_CODE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _compile_code(folder: Path) -> None:
     # What every task starts with. The rest of the package is there for modules of the user's that import it.
     package = folder / "joblib_azure"
     for module in ("__init__", "errors", "transfer"):
         compileall.compile_file(str(package / f"{module}.py"), quiet=2)
-    for part in ("codec", "node"):
+    for part in ("codec", "node", "retries"):
         compileall.compile_dir(str(package / part), quiet=2)
     versions.write_inventory(folder)
 
@@ -129,7 +184,7 @@ class Environment:
 
     def __init__(self, description: dict[str, Any]) -> None:
         self._is = description
-        self._root = Path(os.environ["AZ_BATCH_NODE_SHARED_DIR"]) / "joblib_azure"
+        self._root = place.root(os.environ)
         self._folders = self._root / "environments"
         self._target: Path = self._folders / description["digest"]
         self._certificates: Path | None = None

@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .limits import runner_variables
 
 #: Seconds that a runner may take to close its pool before it is killed. The outcomes are stored by then.
 _CLOSE_SECONDS = 2.0
+#: What a runner ends its answer to a request with.
+_LAST = frozenset(("idle", "broken", "restored"))
 
 
 class _Copy:
@@ -45,6 +47,20 @@ class _Copy:
         return code
 
 
+class Process(Protocol):
+    """What of a process is asked here."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, and that of its group."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, the negative of a signal; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. :raises subprocess.TimeoutExpired:"""
+
+
 class RunnerProcess:
     """Starts, asks and ends the process that runs user code.
 
@@ -59,8 +75,13 @@ class RunnerProcess:
     """
 
     def __init__(self, workers: int, width: int, threads: int | None) -> None:
+        #: What the bundle's pickles refer to.
+        self.modules: Sequence[str] = ()
+        self._workers = workers
         self._variables = runner_variables(workers, width, threads)
-        self._process: subprocess.Popen[bytes] | _Copy | None = None
+        self._process: Process | None = None
+        self._requests = self._reports = -1
+        self._interrupted = False
 
     def fork(self) -> tuple[int, int] | None:
         """Start the runner as a copy of this process, which saves it an interpreter's start and half of its imports.
@@ -90,26 +111,33 @@ class RunnerProcess:
         os.close(reports_write)
         return None
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        self._spawn()
+
+    def _spawn(self, cwd: str | None = None, stdout: int | None = None, stderr: int | None = None) -> None:
         requests_read, self._requests = os.pipe()
         self._reports, reports_write = os.pipe()
         program = str(Path(sys.argv[0]).resolve())
-        process = self._process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [sys.executable, program, "runner", str(requests_read), str(reports_write)],
             env={**os.environ, **self._variables},
             stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
             pass_fds=(requests_read, reports_write),
             start_new_session=True,
         )
         os.close(requests_read)
         os.close(reports_write)
-        return process
 
     def ask(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send one request; yield reports until the runner ends it, or ends itself."""
         if self._process is None:
             self._start()
-        data = json.dumps(request).encode() + b"\n"
+        if self._interrupted:
+            self.interrupt()
+        data = json.dumps({**request, "workers": self._workers}).encode() + b"\n"
         try:
             while data:
                 data = data[os.write(self._requests, data) :]
@@ -121,7 +149,7 @@ class RunnerProcess:
             for line in lines:
                 report = json.loads(line)
                 yield report
-                if "idle" in report or "broken" in report:
+                if not _LAST.isdisjoint(report):
                     return
 
     def _read(self) -> bytes:
@@ -143,7 +171,11 @@ class RunnerProcess:
             self._requests = -1
 
     def interrupt(self) -> None:
-        """Kill it from another thread than the one that asks it, which sees its end and calls `kill`."""
+        """Kill it from another thread than the one that asks it, which sees its end and calls `kill`.
+
+        Where it is only being started, or leased, it is killed when it is there; it is not to be asked any more.
+        """
+        self._interrupted = True
         process = self._process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):

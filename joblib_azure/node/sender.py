@@ -22,8 +22,13 @@ from ..codec import group_size, seal
 from .journal import Outcome
 from .storage import TaskStorage
 
-#: Seconds between two appends. At most so long does an outcome wait, the first one of a pause not at all.
+#: Seconds between two appends where the client says nothing of it. At most so long does an outcome wait; the first one
+#: of a pause not at all, and neither does an error.
 SPACING = 0.2
+#: Seconds that even the first outcome waits for the next: a short task has all of them by then, and its end.
+_GATHER = 0.005
+#: The part of a task's age that its outcomes may wait for each other.
+_GROWTH = 0.02
 #: Bytes that are sent without waiting for more, and in one append at most.
 ENOUGH, MOST = 1 << 20, 4 << 20
 #: Bytes of outcomes that wait here; whoever brings more waits.
@@ -46,9 +51,22 @@ class Sender:
         Name of the append blob; with the job and the record's position it is the record's place.
     folder : Path
         Where the files of large outcomes are.
+    spacing : tuple of float
+        Seconds between two appends, at first and at most: they grow with the age of the task.
     """
 
-    def __init__(self, storage: TaskStorage, key: bytes, job: str, name: str, folder: Path) -> None:
+    def __init__(
+        self,
+        storage: TaskStorage,
+        key: bytes,
+        job: str,
+        name: str,
+        folder: Path,
+        spacing: tuple[float, float] = (SPACING, SPACING),
+    ) -> None:
+        self._least, self._most = spacing
+        self._begun = time.monotonic()
+        self._hurried = False
         self._storage = storage
         self._key = key
         self._folder = folder
@@ -58,6 +76,8 @@ class Sender:
         self._queue: list[tuple[dict[str, Any], bytes]] = []
         self._size = 0
         self._closing = False
+        self._sending = False  # what was taken from the queue
+        self._large = 0  # payloads on their way
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._payloads = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="payloads")
@@ -68,6 +88,8 @@ class Sender:
         """Queue an outcome. Waits while much is queued: what storage does not take must not fill the memory."""
         head = {**outcome.head, "chunk": outcome.chunk}
         if "payload" in head:
+            with self._changed:
+                self._large += 1
             self._payloads.submit(self._send_payload, head)
             return
         with self._changed:
@@ -93,10 +115,21 @@ class Sender:
         if self._error is not None:
             raise self._error
 
+    def flush(self, seconds: float) -> None:
+        """Send what is queued, for so many seconds at most: the task ends before its end record."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._error is not None or not (self._queue or self._sending or self._large), seconds
+            )
+
     def _add(self, head: dict[str, Any], body: bytes) -> None:
         with self._changed:
             self._queue.append((head, body))
             self._size += len(body)
+            # It ends the Parallel call, and with it what else runs.
+            self._hurried = self._hurried or not head.get("ok", True)
             self._changed.notify_all()
 
     def _send_payload(self, head: dict[str, Any]) -> None:
@@ -112,6 +145,9 @@ class Sender:
             self._error = self._error or exc
         finally:
             path.unlink(missing_ok=True)
+            with self._changed:
+                self._large -= 1
+                self._changed.notify_all()
 
     def _run(self) -> None:
         last = float("-inf")
@@ -119,13 +155,15 @@ class Sender:
             with self._changed:
                 while not self._queue and not self._closing:
                     self._changed.wait()
-                while not self._closing and self._size < ENOUGH:
-                    rest = last + SPACING - time.monotonic()
+                spacing = min(self._most, max(self._least, _GROWTH * (time.monotonic() - self._begun)))
+                last = max(last, time.monotonic() + _GATHER - spacing)
+                while not (self._closing or self._hurried) and self._size < ENOUGH:
+                    rest = last + spacing - time.monotonic()
                     if rest <= 0:
                         break
                     self._changed.wait(rest)
                 taken, self._queue, self._size = self._queue, [], 0
-                over = self._closing
+                over, self._hurried, self._sending = self._closing, False, True
                 self._changed.notify_all()
             if taken and self._error is None:
                 try:
@@ -133,6 +171,9 @@ class Sender:
                 except BaseException as exc:
                     self._error = exc
             last = time.monotonic()
+            with self._changed:
+                self._sending = False
+                self._changed.notify_all()
             if over:
                 return
 

@@ -7,9 +7,14 @@ meanwhile.
 from __future__ import annotations
 
 import concurrent.futures
+import copy
+import mmap
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..retries import SERVICE_SECONDS, request_timeout
 from ..transfer import Transfers, transport
 
 if TYPE_CHECKING:
@@ -20,12 +25,17 @@ if TYPE_CHECKING:
 MAX_RUNS = 5
 #: Pieces that move at a time, each way: more of them than a core can serve hold each other up.
 _STREAMS_A_CORE, _MOST_STREAMS = 4, 16
-#: Seconds for one request; azure-core retries within it are bounded by their count.
-_TIMEOUT = 60
 
 
 class TooManyRunsError(RuntimeError):
     """The task was begun `MAX_RUNS` times already."""
+
+
+def load() -> None:
+    """Import the SDK now: a process that is forked later has it then."""
+    from azure.storage.blob import BlobClient, ContainerClient  # noqa: F401
+
+    from ..retries import policy  # noqa: F401
 
 
 class TaskStorage:
@@ -39,27 +49,43 @@ class TaskStorage:
         Id of the task.
     workers : int, default 1
         Its cores.
+    seconds : float
+        For which storage may refuse a request for now, or be out of reach.
     """
 
-    def __init__(self, inputs: str, outputs: str, task: str, workers: int = 1) -> None:
+    def __init__(
+        self, inputs: str, outputs: str, task: str, workers: int = 1, seconds: float = SERVICE_SECONDS
+    ) -> None:
         from azure.storage.blob import ContainerClient
 
-        timeouts = {"connection_timeout": 10, "read_timeout": _TIMEOUT}
-        options: dict[str, Any] = {
-            **timeouts,
-            "transport": transport(**timeouts),
-            "retry_total": 5,
-            "initial_backoff": 0.5,  # the SDK's own policy begins with 15 s
-            "increment_base": 2,
-        }
-        self._inputs: ContainerClient = ContainerClient.from_container_url(inputs, **options)
-        self._outputs: ContainerClient = ContainerClient.from_container_url(outputs, **options)
-        self._options = options
+        timeouts = {"connection_timeout": 10, "read_timeout": request_timeout(seconds)}
+        self._options: dict[str, Any] = {**timeouts, "transport": transport(**timeouts)}
+        self._seconds = seconds
+        self._inputs: ContainerClient = ContainerClient.from_container_url(inputs, **self._client_options())
+        self._outputs: ContainerClient = ContainerClient.from_container_url(outputs, **self._client_options())
+        self._which = (inputs, outputs, workers)
         self._task = task
         streams = min(_MOST_STREAMS, _STREAMS_A_CORE * workers)
         self._transfers = Transfers(streams, streams)
         self._appended: BlobClient | None = None
+        self._position = 0
         self.run = -1
+
+    def _client_options(self) -> dict[str, Any]:
+        """Return the options of a further client: its policies are its own."""
+        from ..retries.policy import Patience
+
+        return {**self._options, "retry_policy": Patience(self._seconds)}
+
+    def serves(self, inputs: str, outputs: str, workers: int) -> bool:
+        """Tell whether a task that is given these may use the connections of this one."""
+        return self._which == (inputs, outputs, workers)
+
+    def renewed(self, task: str) -> TaskStorage:
+        """Return the same for another task of the job; this one is not to be used any more."""
+        other = copy.copy(self)
+        other._task, other._appended, other.run = task, None, -1
+        return other
 
     def read_bundle(self) -> bytes:
         """Return the bytes of the task's bundle."""
@@ -93,19 +119,39 @@ class TaskStorage:
                 blob.create_append_blob(match_condition=MatchConditions.IfMissing)
             except ResourceExistsError:
                 continue  # an earlier run of this task, before its node was lost
-            self._appended, self.run = blob, run
+            self._appended, self._position, self.run = blob, 0, run
             return name
         raise TooManyRunsError(f"task {self._task} was begun {MAX_RUNS} times and never ended")
 
     def append(self, data: bytes) -> None:
-        """Append records to this run's outcomes."""
+        """Append records to this run's outcomes, once, whatever becomes of the answers."""
+        from azure.core.exceptions import HttpResponseError
+
         if self._appended is None:
             raise RuntimeError("open_outcomes() comes before append()")
-        self._appended.append_block(data)
+        try:
+            self._appended.append_block(data, appendpos_condition=self._position)
+        except HttpResponseError as exc:
+            # Nobody else writes there: what lies behind the position is an earlier try's, whose answer was lost.
+            if exc.status_code != 412 or not _has(self._appended, self._position + len(data)):
+                raise
+        self._position += len(data)
 
     def put_payload(self, name: str, data: memoryview, groups: list[int]) -> list[str]:
         """Store a large outcome as a blob of its own, in blocks side by side; return its groups' content names."""
         return self._transfers.upload(self._outputs.get_blob_client(name), data, groups=groups)
+
+    def put_file(self, url: str, name: str, path: Path) -> None:
+        """Store a file as a blob of the container of a URL, in blocks side by side."""
+        from azure.storage.blob import ContainerClient
+
+        blob = ContainerClient.from_container_url(url, **self._options).get_blob_client(name)
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                self._transfers.upload(blob, b"")
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as data:
+                self._transfers.upload(blob, data)
 
     def fetch_buffer(
         self, url: str, size: int, sink: Callable[[int, bytes], object], wait: Callable[[], bool] | None
@@ -148,7 +194,7 @@ class TaskStorage:
     def _buffer(self, url: str) -> BlobClient:
         from azure.storage.blob import BlobClient
 
-        return BlobClient.from_blob_url(url, **self._options)
+        return BlobClient.from_blob_url(url, **self._client_options())
 
 
 def _has(blob: BlobClient, size: int) -> bool:

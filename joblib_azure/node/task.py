@@ -10,11 +10,15 @@ It holds the job's key and SAS tokens and runs no user code; the runner, which d
 runner or a worker that dies takes nothing along: what its workers finished is in their journals, the chunks
 that were running are tried once more, each alone in a runner of its own, and one that kills that too gets
 `WorkerDiedError` as its outcome.
+
+`main` is the task's own process where the node has no warm runners, or none that answer (`client`); `host` runs the
+same `Task` where it has.
 """
 
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import gc
 import os
 import platform
@@ -23,17 +27,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from ..codec import ReadBundle, Record, read_bundle
+from ..retries import SERVICE_SECONDS
+from . import place
+from .begin import begin
 from .cache import Cache
+from .cores import Cores
+from .given import link_files, store_files, working_folder
 from .inputs import Inputs
 from .journal import JournalReader, Outcome
+from .log import TaskLog
 from .overlay import unpack_overlay
+from .proc import leave_no_core
 from .process import RunnerProcess
 from .sender import Sender
 from .storage import TaskStorage
@@ -41,6 +52,10 @@ from .versions import differences, read_inventory
 
 #: Seconds between two looks for the abort blob while chunks run; one request each.
 ABORT_INTERVAL = 5.0
+#: Seconds for which a task that was ended sends what its calls had finished.
+RESCUE = 5.0
+#: Bytes that a disk must take before a call is blamed for what it could not leave there.
+_PROBE = 1 << 16
 #: A pool that dies this often without a chunk running is not the chunks' fault: the task fails.
 MAX_POOL_FAILURES = 3
 
@@ -50,16 +65,27 @@ class TaskSettings:
     """What the service told this task, through its environment and its command line."""
 
     job: str
+    call: str  #: the Parallel call
     task: str
     node: str
+    dedicated: bool | None  #: the node's kind; None where the service does not tell
     key: bytes
     inputs: str
     outputs: str
     workers: int
     width: int
     threads: int | None
-    cache: Path
+    root: Path  #: of the package, on this node
+    folder: Path  #: in which the calls run
     cache_limit: int | None
+    seconds: float  #: for which storage may be out of reach
+    node_workers: int | None  #: that may compute at once on the node; None: nobody counts
+    log: Path | None  #: where the task's stderr goes
+
+    @property
+    def cache(self) -> Path:
+        """The node's buffers."""
+        return self.root / "buffers"
 
     def __repr__(self) -> str:
         return f"TaskSettings(job={self.job!r}, task={self.task!r}, node={self.node!r}, …)"
@@ -71,16 +97,22 @@ class TaskSettings:
         workers, width, threads = _cores(environ)
         return cls(
             job=environ["AZ_BATCH_JOB_ID"],
+            call=environ["JOBLIB_AZURE_CALL"],
             task=environ["AZ_BATCH_TASK_ID"],
             node=environ["AZ_BATCH_NODE_ID"],
+            dedicated={"true": True, "false": False}.get(environ.get("AZ_BATCH_NODE_IS_DEDICATED", "").lower()),
             key=base64.b64decode(key),
             inputs=inputs,
             outputs=outputs,
             workers=workers,
             width=width,
             threads=threads,
-            cache=Path(environ["AZ_BATCH_NODE_SHARED_DIR"]) / "joblib_azure" / "buffers",
+            root=place.root(environ),
+            folder=working_folder(environ),
+            seconds=float(environ.get("JOBLIB_AZURE_SERVICE_TIMEOUT", SERVICE_SECONDS)),
+            node_workers=int(count) if (count := environ.get("JOBLIB_AZURE_NODE_WORKERS")) else None,
             cache_limit=int(float(limit) * 1e9) if (limit := environ.get("JOBLIB_AZURE_CACHE")) else None,
+            log=Path(folder) / "stderr.txt" if (folder := environ.get("AZ_BATCH_TASK_DIR")) else None,
         )
 
 
@@ -102,6 +134,7 @@ def main() -> int:
         from .runner import main as serve
 
         return serve(*pipes)
+    leave_no_core()
     with os.fdopen(os.dup(0)) as secrets, open(os.devnull) as nothing:
         settings = TaskSettings.read(os.environ, secrets)
         os.dup2(nothing.fileno(), 0)
@@ -112,8 +145,10 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    # Nobody answered, or this would not run: the next task is to find somebody.
+    begin(Path(sys.argv[0]).resolve(), os.environ)
     try:
-        return Task(settings, runner, begun).run()
+        return Task(settings, runner, begun, Path.cwd() / ".joblib_azure").run()
     finally:
         runner.kill()
 
@@ -125,55 +160,112 @@ class Task:
     ----------
     settings : TaskSettings
     runner : RunnerProcess
-        Started already: its imports go on while the bundle is fetched.
+        Started already: its imports go on while the bundle is fetched. Or one that will be leased.
     begun : float
         Time at which the task's process began, in seconds since the epoch.
+    folder : Path
+        For the bundle and the journals.
+    lease : bool, default False
+        Whether the runner served other tasks before, and finds in that folder what is new.
+    finish : callable
+        Ends this process with an exit code, from any of its threads.
+    storage : TaskStorage, optional
+        With connections that are open already.
     """
 
-    def __init__(self, settings: TaskSettings, runner: RunnerProcess, begun: float) -> None:
+    def __init__(
+        self,
+        settings: TaskSettings,
+        runner: RunnerProcess,
+        begun: float,
+        folder: Path,
+        *,
+        lease: bool = False,
+        finish: Callable[[int], object] = os._exit,
+        storage: TaskStorage | None = None,
+    ) -> None:
         self._settings = settings
         self._runner = runner
-        self._begun = begun
-        self._folder = Path.cwd() / ".joblib_azure"
+        self._times = {"begun": begun}
+        self._folder = folder
+        self._lease = str(folder) if lease else None
+        self._finish = finish
+        self._storage = storage
+        #: Delayed calls that ended.
+        self.calls = 0
         self._journals = JournalReader(str(self._folder))
         self._done: set[int] = set()
+        self._running = self._given_up = False
+        self._rescued = threading.Event()
         self._overlay: str | None = None
         self._note = ""
+        self._told = self._failed = False
         self._where = f"node {settings.node}, job {settings.job}, task {settings.task}"
+
+    def give_up(self) -> None:
+        """End the calls, and wait until what had finished by then is stored, `RESCUE` seconds at most; on any thread.
+
+        Somebody has ended the task; this process may live on for a moment.
+        """
+        self._given_up = True
+        self._runner.interrupt()
+        if self._running:
+            self._rescued.wait(RESCUE)
 
     def run(self) -> int:
         settings = self._settings
-        storage = TaskStorage(settings.inputs, settings.outputs, settings.task, settings.workers)
+        storage = self._storage
+        if storage is None:
+            storage = TaskStorage(settings.inputs, settings.outputs, settings.task, settings.workers, settings.seconds)
         gc.enable()  # the last import was made
-        data = storage.read_bundle()
-        bundle = read_bundle(settings.key, f"{settings.job}/{settings.task}", data)
-        call: str = bundle.manifest["call"]
-        name, aborted = storage.open_outcomes(call)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            opened = pool.submit(storage.open_outcomes, settings.call)
+            data = storage.read_bundle()
+            bundle = read_bundle(settings.key, f"{settings.job}/{settings.task}", data)
+            self._mark("read")
+            name, aborted = opened.result()
         if aborted:
-            sys.stderr.write(f"the client gave up call {call}; nothing was run\n")
+            sys.stderr.write(f"the client gave up call {settings.call}; nothing was run\n")
             return 0
         self._folder.mkdir(exist_ok=True)
-        self._sender = Sender(storage, settings.key, settings.job, name, self._folder)
+        spacing: tuple[float, float] = tuple(bundle.manifest["spacing"])
+        self._sender = Sender(storage, settings.key, settings.job, name, self._folder, spacing)
         if self._refuse(bundle):
-            self._sender.close({"begun": self._begun, "ready": time.time(), "ended": time.time()})
+            self._mark("ready")
+            self._mark("ended")
+            self._sender.close(self._report())
             return 0
         manifest = bundle.manifest
+        self._runner.modules = manifest["needs"]["modules"]
         cache = Cache(settings.cache, settings.cache_limit)
         self._inputs = Inputs(storage, cache, manifest, self._runner.interrupt)
         with cache.pinned(list(manifest["sizes"]), self._where):
             return self._run_bundle(bundle, data, storage, cache)
 
     def _run_bundle(self, bundle: ReadBundle, data: bytes, storage: TaskStorage, cache: Cache) -> int:
+        settings = self._settings
         overlay: list[str] = bundle.manifest["overlay"]
         self._inputs.begin(overlay)
         if not self._inputs.broken:
             self._overlay = unpack_overlay(overlay, cache)
             (self._folder / "bundle").write_bytes(data)
+            link_files(os.environ)
             aborted = threading.Event()
-            arguments = (storage, bundle.manifest["call"], aborted)
+            arguments = (storage, settings.call, aborted)
             threading.Thread(target=self._watch_abort, args=arguments, daemon=True).start()
-            ready = time.time()
-            self._run_chunks(bundle)
+            self._mark("ready")
+            cores = Cores(settings.root / "cores", settings.node_workers or settings.workers)
+            if settings.node_workers is not None:
+                cores.take(settings.workers)
+            self._mark("admitted")
+            self._running = True
+            try:
+                self._run_chunks(bundle)
+            finally:
+                self._running = False
+                self._rescued.set()
+                cores.give_back()
+                self._mark("ran")
             aborted.set()
         self._inputs.close()
         if self._inputs.missing:
@@ -182,11 +274,30 @@ class Task:
         if self._inputs.error is not None:
             raise self._inputs.error
         self._runner.close()
-        end = {"begun": self._begun, "ready": ready, "waited": self._inputs.waited, "ended": time.time()}
-        self._sender.close({**end, "node": self._settings.node, "python": platform.python_version()})
-        # What the calls returned lies here as plain pickles; it is stored by now.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._mark("ended")
+        waited = {"waited": self._inputs.waited, "queued": cores.waited}
+        where = {"python": platform.python_version(), "warm": self._lease is not None}
+        self._sender.close({**self._report(), **waited, **where})
+        store_files(
+            bundle.manifest["uploads"],
+            settings.folder,
+            settings.task,
+            failed=self._failed,
+            put=storage.put_file,
+        )
+        if self._lease is None:
+            # What the calls returned lies here as plain pickles; it is stored by now.
+            shutil.rmtree(self._folder, ignore_errors=True)
         return 0
+
+    def _mark(self, what: str) -> None:
+        self._times[what] = time.time()
+
+    def _report(self) -> dict[str, Any]:
+        """Return where this run is, and how far by now."""
+        settings = self._settings
+        cores = {"workers": settings.workers, "width": settings.width, "cores": settings.node_workers}
+        return {**self._times, **cores, "node": settings.node, "dedicated": settings.dedicated}
 
     def _refuse(self, bundle: ReadBundle) -> bool:
         """Give every chunk an error as its outcome where the node's packages are not those of the pickles."""
@@ -203,14 +314,14 @@ class Task:
             "make both the same: in the nodes' image, or here"
         )
         for chunk in bundle.chunks:
-            self._sender.put(Outcome(chunk, {"refused": text}, b""))
+            self._sender.put(Outcome(chunk, {"refused": text, "node": self._settings.node}, b""))
         return True
 
     def _watch_abort(self, storage: TaskStorage, call: str, over: threading.Event) -> None:
         while not over.wait(ABORT_INTERVAL):
             if storage.aborted(call):
-                self._runner.kill()
-                os._exit(0)
+                self._runner.interrupt()
+                self._finish(0)
 
     # ----------------------------------------------------------------------------------------------------
 
@@ -223,15 +334,23 @@ class Task:
             alone = suspects[:1]
             width = 1 if alone else self._settings.width
             batch = {chunk: pending[chunk] for chunk in alone or pending}
+            log = TaskLog(self._settings.log)
             problem = self._run_once(bundle, batch, width)
             self._collect()
+            if self._given_up:
+                self._sender.flush(RESCUE)
+                raise InterruptedError("the task was ended from outside")
             if self._inputs.broken:
                 return  # which ended the runner; nobody is to blame
             running = self._journals.take_suspects() if problem else []
-            if width == 1:
-                # One chunk at a time leaves no doubt which one did it.
+            if alone:
+                # It ran by itself, with nothing beside it: there is no doubt which one did it, unless nobody can write.
+                if running:
+                    self._check_disk()
+                    self._failed = True
                 for chunk in running:
-                    self._sender.put(Outcome(chunk, {"died": f"{problem}, on {self._where}"}, b""))
+                    head = {"died": problem, "stderr": log.end(), "node": self._settings.node}
+                    self._sender.put(Outcome(chunk, head, b""))
                     self._done.add(chunk)
             else:
                 suspects = running
@@ -244,6 +363,14 @@ class Task:
                 if failures >= MAX_POOL_FAILURES:
                     raise RuntimeError(f"the runner failed {failures} times with no chunk running: {problem}")
 
+    def _check_disk(self) -> None:
+        """:raises OSError: the node's disk takes no more; the task fails with it, and runs again elsewhere."""
+        probe = self._folder / "probe"
+        try:
+            probe.write_bytes(bytes(_PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
+
     def _run_once(self, bundle: ReadBundle, chunks: dict[int, Record], width: int) -> str | None:
         """Send one request to the runner; return None, or why it was not finished."""
         setting = {
@@ -251,11 +378,11 @@ class Task:
             "journals": str(self._folder),
             "cache": str(self._settings.cache),
             "mmap_mode": bundle.manifest["mmap_mode"],
-            "where": self._where,
             "path": bundle.manifest["path"],
             "overlay": self._overlay,
             "initializer": bundle.manifest["initializer"],
             "threads": self._settings.threads,
+            "lease": self._lease,
         }
         specs = [
             [n, _span(bundle, record), {f: _span(bundle, bundle.functions[f]) for f in record.head["functions"]}]
@@ -274,6 +401,13 @@ class Task:
         for outcome in self._journals.read():
             if self._note:  # patch levels differ: said with one outcome
                 outcome.head["note"], self._note = self._note, ""
+            if not self._told:
+                # Of a run that never ends it is all that is known.
+                outcome.head["run"], self._told = self._report(), True
+            if not outcome.head.get("ok"):
+                outcome.head["node"] = self._settings.node
+            self._failed = self._failed or not outcome.head.get("ok")
+            self.calls += outcome.head.get("calls", 0)
             self._sender.put(outcome)
             self._done.add(outcome.chunk)
 
