@@ -8,13 +8,13 @@ Besides what a client sees of Batch, a person or a test can
 
 - serve https: ``BatchEmulator(tls=True)`` makes a certificate (`certificate` is its path), ``certfile=``, ``keyfile=``
   take others;
-- use Entra tokens beside the account's key. A token's form, audience, times and (with ``token_issuer=``) issuer are
-  checked, **its signature is not**: the emulator guards nothing (see `tokens`). ``refuse_shared_key=True`` is an
-  account without keys, ``job_submitters=[oid]`` are people who may use pools and not change them. A subnet or an image
-  of one's own needs a token, as on Azure; the emulator has neither, and goes on with a warning in its log;
+- use Entra tokens beside the account's key, signed by whom ``token_signer=`` names (see `tokens`): signature, audience,
+  times and (with ``token_issuer=``) issuer are checked. ``refuse_shared_key=True`` is an account without keys,
+  ``job_submitters=[oid]`` are people who may use pools and not change them. A subnet or an image of one's own needs a
+  token, as on Azure; the emulator has neither, and goes on with a warning in its log;
 - have things go wrong as they do on Azure, by documented means: ``dedicated_core_quota=``, ``spot_core_quota=``,
   ``failing_sizes=``, ``timing_out_sizes=`` (resize errors), ``active_job_quota=``, ``pool_quota=`` (409),
-  ``failing_start_tasks=``, ``unusable_nodes=``, ``boot_seconds=``, ``pool_deletion_seconds=``;
+  ``failing_start_tasks=``, ``unusable_nodes=``, ``boot_seconds=``, ``dispatch_seconds=``, ``pool_deletion_seconds=``;
 - do to nodes what happens to them: `BatchEmulator.preempt_node`, `mark_node_unusable`, `restore_node`, or by hand the
   routes of `control`::
 
@@ -25,8 +25,8 @@ Besides what a client sees of Batch, a person or a test can
   deadlines that clients write into formulas hold. The default is Azure's own timing.
 
 `options.Options` describes each; ``python -m joblib_azure.emulator --help`` has the same as flags. What the emulator
-does not do it refuses with 501 (`NotImplemented`): containers of tasks, Windows, application packages, multi-instance
-tasks, output files. Mounts are empty folders, said in the log.
+does not do it refuses with 501 (`NotImplemented`): containers of tasks, Windows, VM extensions, application
+packages, multi-instance tasks, logins to nodes. Mounts are empty folders, said in the log.
 """
 
 from __future__ import annotations

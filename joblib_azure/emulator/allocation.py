@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import errors, nodes
+from . import errors, mounts, nodes, poolspec
+from .autoscaler import DEFAULT_INTERVAL
 from .state import Node, Pool
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 #: Nodes in these states do no work: they go first when a pool shrinks.
-_LOST = ("preempted", "unusable", "starttaskfailed")
+_LOST = ("preempted", "unusable", "unknown", "starttaskfailed")
+#: That a pool gets, whatever its target: on Azure the account's quota of cores ends what is a slip of a digit.
+MOST_NODES = 1000
 _KINDS = (True, False)  # dedicated, spot
 
 
@@ -28,8 +31,8 @@ class Allocation:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, pool: Pool) -> None:
-        """Take a new pool into the account; `resize` starts its first resize.
+    def create(self, pool_id: str, spec: dict[str, Any]) -> Pool:
+        """Make a pool of a checked specification, and start its first resize.
 
         Raises
         ------
@@ -37,12 +40,19 @@ class Allocation:
             409 `PoolExists`, `PoolBeingDeleted`, `PoolQuotaReached`.
         """
         pools = self._engine.account.pools
-        found = pools.get(pool.id.lower())
+        found = pools.get(pool_id.lower())
         if found is not None:
             raise errors.pool_being_deleted() if found.state == "deleting" else errors.pool_exists()
         if len(pools) >= self._engine.options.pool_quota:
             raise errors.pool_quota(self._engine.options.pool_quota)
-        pools[pool.id.lower()] = pool
+        pool = poolspec.build(pool_id, spec)
+        pools[pool_id.lower()] = pool
+        mounts.check(spec, warn=pool_id)
+        self.resize(pool, pool.target_dedicated, pool.target_spot, "requeue")
+        formula = poolspec.formula(spec)
+        if formula is not None:
+            self._engine.autoscaler.start(pool, formula, poolspec.interval(spec) or DEFAULT_INTERVAL)
+        return pool
 
     def resize(self, pool: Pool, dedicated: int, spot: int, option: str) -> None:
         """Begin to bring a steady pool to these targets."""
@@ -142,8 +152,8 @@ class Allocation:
         surplus: list[Node] = []
         for dedicated in _KINDS:
             live = [node for node in pool.live_nodes() if node.dedicated is dedicated]
-            # nodes that run nothing go first, the youngest of them before the others
-            live.sort(key=lambda node: (node.state not in _LOST, len(node.assigned), -node.sequence))
+            # nodes that run nothing go first, the youngest of them before the others; those of job managers last
+            live.sort(key=lambda node: (node.state not in _LOST, _managed(node), len(node.assigned), -node.sequence))
             surplus += live[: max(0, len(live) - _target(pool, dedicated))]
         return surplus
 
@@ -162,7 +172,7 @@ class Allocation:
         for dedicated in _KINDS:
             for _ in range(self._lacks(pool, dedicated)):
                 have = len(list(pool.live_nodes()))
-                if have >= options.failing_sizes.get(size, have + 1):
+                if have >= min(MOST_NODES, options.failing_sizes.get(size, MOST_NODES)):
                     self._fail(pool, "AllocationFailed", f"Desired number of {_kind(dedicated)} could not be allocated")
                     break
                 if have >= options.timing_out_sizes.get(size, have + 1):
@@ -204,6 +214,10 @@ _TIMED_OUT = "Desired number of nodes could not be reached as the resize timeout
 
 def _target(pool: Pool, dedicated: bool) -> int:
     return pool.target_dedicated if dedicated else pool.target_spot
+
+
+def _managed(node: Node) -> bool:
+    return any(task.manager for task in node.assigned)
 
 
 def _kind(dedicated: bool) -> str:

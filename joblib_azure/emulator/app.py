@@ -29,6 +29,7 @@ from .control import KEY_HEADER, PREFIX, Control
 from .engine import Engine
 from .schema import Operation
 from .tokens import Principal
+from .traffic import Traffic
 
 _log = logging.getLogger(__name__)
 __all__ = ["BatchApp", "handlers"]
@@ -46,11 +47,18 @@ AccessLog = Callable[[str, str, int, float], None]
 class BatchApp:
     """The ASGI application of one account."""
 
-    def __init__(self, engine: Engine, auth: Authentication, access_log: AccessLog | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        auth: Authentication,
+        access_log: AccessLog | None = None,
+        traffic: Traffic | None = None,
+    ) -> None:
         self._engine = engine
         self._auth = auth
         self._control = Control(engine, auth)
         self._access_log = access_log
+        self._traffic = traffic
         self._routes = [(compile_path(each.path)[0], each) for each in _by_path_length(schema.operations())]
         self._file_routes = [
             (compile_path(each.path.replace("{filePath}", "{filePath:path}"))[0], each)
@@ -68,9 +76,21 @@ class BatchApp:
         except ClientDisconnect:
             return
         if self._access_log is not None:
-            # Before it is sent: whoever has an answer finds its line.
-            path = scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
+            # Before it is sent: whoever has an answer finds its line. As it was asked for: what is quoted in the path
+            # may be a line feed.
+            path = _raw_path(request) + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
             self._access_log(request.method, path, response.status_code, (time.perf_counter() - began) * 1000)
+        if self._traffic is not None and not scope["path"].startswith(PREFIX):
+            self._traffic.add(
+                request.method,
+                scope["path"],
+                scope["query_string"].decode("latin-1"),
+                request.headers,
+                getattr(request.state, "body", b""),
+                response.status_code,
+                response.headers,
+                bytes(response.body),
+            )
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
@@ -107,12 +127,12 @@ class BatchApp:
         return Answer(status=error.status, headers=error.headers, body=json.dumps(body).encode())
 
     async def _answer(self, request: Request) -> Answer:
-        raw = await _read_body(request)
+        raw = request.state.body = await _read_body(request)
         method = request.method
         path: str = request.scope["path"]
         headers = dict(request.headers)
         query_string = request.scope["query_string"].decode("latin-1")
-        raw_path = request.scope.get("raw_path", path.encode()).decode("latin-1")
+        raw_path = _raw_path(request)
         if path.startswith(PREFIX):
             return self._control.answer(method, path, _query(query_string), headers.get(KEY_HEADER, ""))
         principal = self._auth.check(method, raw_path, query_string, headers)
@@ -130,15 +150,17 @@ class BatchApp:
         handler = handler_of(operation.name)
         if handler is None:
             raise errors.not_implemented(f"the operation '{operation.name}' ({method} {operation.path})")
+        legacy = version != API_VERSIONS[0]
         call = Call(
             engine=self._engine,
             operation=operation,
             params=params,
             query=query,
             headers=headers,
-            body=_body(operation, raw, headers, legacy=version != API_VERSIONS[0]),
+            body=_body(operation, raw, headers, legacy=legacy),
             path=path,
             principal=principal,
+            legacy=legacy,
         )
         return await handler(call)
 
@@ -182,6 +204,11 @@ def _by_path_length(operations: list[Operation]) -> list[Operation]:
     return sorted(operations, key=lambda each: each.path.count("{"))
 
 
+def _raw_path(request: Request) -> str:
+    raw: bytes = request.scope["raw_path"]
+    return raw.decode("latin-1")
+
+
 async def _read_body(request: Request) -> bytes:
     pieces: list[bytes] = []
     size = 0
@@ -218,10 +245,16 @@ def _body(operation: Operation, raw: bytes, headers: dict[str, str], *, legacy: 
     if kind.split(";")[0].strip().lower() != "application/json":
         raise errors.invalid_header("Content-Type", kind, f"Expected '{_JSON}'.")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=_constant)
     except ValueError as exc:
         raise errors.invalid_body(f"Not JSON: {exc}.") from None
+    except RecursionError:
+        raise errors.invalid_body("Nested too deeply.") from None
     return schema.check_body(body, operation.body, legacy=legacy)
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
 
 
 _OPTIONAL_BODY = frozenset(

@@ -8,14 +8,13 @@ headers, the ``ocp-`` headers, the account with the path as it was sent, and the
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
 from datetime import timedelta
 from urllib.parse import parse_qs
 
-from . import errors, times, tokens
+from . import errors, times, tls, tokens
 from .options import Options
 from .tokens import Principal
 
@@ -43,6 +42,8 @@ class Authentication:
         self.account_name = account_name
         self._key = base64.b64decode(account_key, validate=True)
         self._options = options or Options()
+        named = self._options.token_signer
+        self._signer = None if named is None else tls.read_public_key(named)
 
     def __repr__(self) -> str:
         return f"Authentication(account_name={self.account_name!r}, account_key='***')"
@@ -61,7 +62,7 @@ class Authentication:
             raise errors.authentication_missing()
         scheme, _, credential = header.partition(" ")
         if scheme.lower() == "bearer":
-            return tokens.check(credential, self._options)
+            return tokens.check(credential, self._options, self._signer)
         account, separator, signature = credential.strip().partition(":")
         if scheme != "SharedKey" or not separator:
             raise errors.invalid_authentication_info("Expected 'SharedKey <account>:<signature>'.")
@@ -75,7 +76,7 @@ class Authentication:
         expected = self.signature(method, raw_path, raw_query, headers)
         try:
             given = base64.b64decode(signature, validate=True)
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             given = b""
         if not hmac.compare_digest(expected, given):
             signed = string_to_sign(self.account_name, method, raw_path, raw_query, headers)

@@ -22,7 +22,7 @@ DEFAULT_INTERVAL = timedelta(minutes=15)
 LEAST_INTERVAL, MOST_INTERVAL = timedelta(minutes=5), timedelta(hours=168)
 #: Documented: enabling, or changing what is enabled, once in this time a pool.
 _BETWEEN_ENABLES = timedelta(seconds=30)
-_NOT_USABLE = ("preempted", "unusable", "starttaskfailed", "offline", "unknown")
+_NOT_USABLE = ("preempted", "unusable", "starttaskfailed", "offline", "unknown", "deallocating", "deallocated")
 
 
 class Autoscaler:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from . import conditions, errors, odata, times
 from .schema import Operation
@@ -40,6 +40,8 @@ class Call:
     body: dict[str, Any]
     path: str
     principal: Principal
+    #: Asked in an api-version before the newest, with its shapes.
+    legacy: bool = False
 
     @property
     def base(self) -> str:
@@ -61,7 +63,7 @@ class Call:
 
     def done(self, item: Resource | None = None, url: str | None = None, **headers: str) -> Answer:
         """Success without a body."""
-        found = {"DataServiceId": url or self.base + self.path, **headers}
+        found = {"DataServiceId": url or self.base + quote(self.path), **headers}
         if item is not None:
             found |= _validators(item)
         return Answer(status=self.operation.success, headers=found)
@@ -110,7 +112,9 @@ class Call:
         body: dict[str, Any] = {"value": [selection.apply(each) for each in shapes] if selection else shapes}
         if page.next_key is not None:
             again = {name: value for name, value in self.query.items() if name != "$skiptoken"}
-            body["odata.nextLink"] = f"{self.base}{self.path}?{urlencode({**again, '$skiptoken': page.next_key})}"
+            body["odata.nextLink"] = (
+                f"{self.base}{quote(self.path)}?{urlencode({**again, '$skiptoken': page.next_key})}"
+            )
         return self.json(body, metadata=metadata)
 
     def _selection(self, type_name: str) -> odata.Selection | None:

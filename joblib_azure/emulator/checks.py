@@ -68,6 +68,15 @@ def packages(body: dict[str, Any]) -> None:
         raise errors.conflict("InvalidApplicationPackageReferences", text, {"ApplicationIds": missing})
 
 
+def other_id(job: dict[str, Any], task_id: str) -> None:
+    """409 for a task with the id of the job's preparation or release task."""
+    for name, kind in (("jobPreparationTask", "Preparation"), ("jobReleaseTask", "Release")):
+        other = job.get(name)
+        if other is not None and other.get("id", name[:-4].lower()).lower() == task_id.lower():
+            text = f"The id of the task is that of the job {kind.lower()} task."
+            raise errors.conflict(f"TaskIdSameAsJob{kind}Task", text)
+
+
 def runnable(body: dict[str, Any], where: str) -> None:
     """A task of any kind: its command line, resource files, user and environment."""
     if not body["commandLine"].strip():

@@ -1,6 +1,6 @@
 """The service behind the API: puts account, scheduler, runner, allocation and processes together.
 
-    handlers ─► jobs, autoscaler ─► allocation ─► nodelife ─► scheduler ─► runner ─► execution ─► processes
+    handlers ─► schedules, jobs, autoscaler ─► allocation ─► nodelife ─► scheduler ─► runner ─► execution ─► processes
                       state (account, pools, nodes, jobs, tasks) beneath all of them
 
 Everything runs on one event loop; processes are started, files moved and the machine scanned in threads.
@@ -18,11 +18,13 @@ from . import nodes
 from .allocation import Allocation
 from .autoscaler import Autoscaler
 from .jobs import Jobs
+from .mishaps import Mishaps
 from .nodelife import NodeLives
 from .options import Options
 from .processes import Processes
 from .runner import Runner
 from .scheduler import Scheduler
+from .schedules import Schedules
 from .state import Account, Job, Node
 
 _log = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ class Engine:
         self.options = options
         self.cpus = nodes.CpuAllotment()
         self.processes = Processes(run_id)
+        self.mishaps = Mishaps(self)
         self.runner = Runner(self)
         self.jobs = Jobs(self)
+        self.schedules = Schedules(self)
         self.lives = NodeLives(self)
         self.allocation = Allocation(self)
         self.scheduler = Scheduler(self.account, self.runner.start)
@@ -91,6 +95,7 @@ class Engine:
     async def close(self) -> None:
         """Kill every process of every node; nothing can be started afterwards."""
         self.autoscaler.close()
+        self.schedules.close()
         await self.processes.close()
         for task in list(self._background):
             task.cancel()

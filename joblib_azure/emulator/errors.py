@@ -230,6 +230,18 @@ def file_not_found() -> BatchError:
     return BatchError(404, "FileNotFound", "The specified file does not exist.")
 
 
+def node_user_not_found() -> BatchError:
+    return BatchError(404, "NodeUserNotFound", "The specified node user does not exist.")
+
+
+def extension_not_found() -> BatchError:
+    return BatchError(404, "ResourceNotFound", "The specified resource does not exist.")
+
+
+def schedule_not_found() -> BatchError:
+    return BatchError(404, "JobScheduleNotFound", "The specified job schedule does not exist.")
+
+
 def application_not_found() -> BatchError:
     return BatchError(404, "ApplicationNotFound", "The specified application does not exist.")
 
@@ -286,6 +298,19 @@ def job_in_state(state: str) -> BatchError:
         "disabling": ("JobDisabled", "The specified job is being disabled."),
     }.get(state, ("JobNotActive", "The specified job is not active."))
     return conflict(code, text, {"JobState": state})
+
+
+def schedule_exists() -> BatchError:
+    return conflict("JobScheduleExists", "The specified job schedule already exists.")
+
+
+def schedule_in_state(state: str) -> BatchError:
+    """The 409 for a job schedule that is no longer able to do what is asked."""
+    code, text = {
+        "deleting": ("JobScheduleBeingDeleted", "The specified job schedule is being deleted."),
+        "terminating": ("JobScheduleBeingTerminated", "The specified job schedule is being terminated."),
+    }.get(state, ("JobScheduleCompleted", "The specified job schedule is already in a completed state."))
+    return conflict(code, text, {"JobScheduleState": state})
 
 
 def task_exists() -> BatchError:

@@ -10,17 +10,20 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import nodes, resourcefiles, times
+from . import nodes, outputfiles, resourcefiles, times
 from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Process, Processes, ProgramNotFound
 from .state import Progress
 
 #: What the service reports when it ended a task itself: the operating system's code for SIGKILL.
 KILLED = 137
+#: The reason of a stop that leaves the process running: nobody can reach it.
+UNSEEN = "unseen"
 
 
 class Stopped(Exception):
@@ -40,11 +43,12 @@ class Command:
     environment: dict[str, str]
     cpus: frozenset[int]
     resource_files: list[dict[str, Any]]
+    output_files: list[dict[str, Any]] = field(default_factory=list)
     max_retries: int = 0
     max_wall_clock: timedelta | None = None
 
 
-def failure(code: str, message: str, category: str = "UserError", **details: str) -> dict[str, Any]:
+def failure(code: str, message: str, category: str = "usererror", **details: str) -> dict[str, Any]:
     """A `failureInfo`."""
     found: dict[str, Any] = {"category": category, "code": code, "message": message}
     if details:
@@ -56,12 +60,16 @@ class Execution:
     """Runs a command to its end and writes into `progress` how it went."""
 
     def __init__(
-        self, processes: Processes, command: Command, progress: Progress, on_try: Callable[[], None] | None = None
+        self,
+        processes: Processes,
+        command: Command,
+        progress: Progress,
+        in_its_place: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._processes = processes
         self._command = command
         self._progress = progress
-        self._on_try = on_try
+        self._in_its_place = in_its_place
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._identity = nodes.identity(command.environment)
 
@@ -88,9 +96,8 @@ class Execution:
         deadline = asyncio.get_running_loop().time() + limit if limit is not None else None
         while True:
             progress.begin()
-            if self._on_try:
-                self._on_try()
             code, problem = await self._try(deadline)
+            upload = None if code is None else await self._upload(code)
             if code in (None, 0) or problem is not None or progress.retry_count >= command.max_retries >= 0:
                 break
             progress.retry_count += 1
@@ -102,7 +109,8 @@ class Execution:
                 Message="The task exited with an exit code representing a failure",
                 AdditionalErrorCode="FailureExitCode",
             )
-        progress.finish(code, problem)
+        # why the process failed says more than why its files are not there
+        progress.finish(code, problem or upload)
 
     async def _try(self, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
         try:
@@ -113,13 +121,13 @@ class Execution:
             return None, self._overrun()
         except OSError as exc:
             text = f"The directory cannot be made: {exc}."
-            return None, failure("ResourceDirectoryCreateFailed", text, "ServerError")
+            return None, failure("ResourceDirectoryCreateFailed", text, "servererror")
         command = self._command
         # each try has its own, or the sweep after one would kill the next
         launch_id = uuid.uuid4().hex
         identity = {**self._identity, LAUNCH_ID_VARIABLE: launch_id}
         launch = Launch(
-            command_line=command.command_line,
+            command_line=self._in_its_place() or command.command_line,
             environment={**command.environment, LAUNCH_ID_VARIABLE: launch_id},
             directory=command.directory / "wd",
             stdout=command.directory / "stdout.txt",
@@ -141,23 +149,44 @@ class Execution:
         (directory / "wd").mkdir(parents=True, exist_ok=True)
         if self._stop.done():
             raise Stopped(self._stop.result())
-        if not self._command.resource_files:
+        if self._command.resource_files:
+            await self._in_thread(deadline, resourcefiles.download_all, self._command.resource_files, directory / "wd")
+
+    async def _upload(self, code: int) -> dict[str, Any] | None:
+        """Upload the output files whose condition the exit code meets; the failure where that fails.
+
+        No wall clock runs any more: that is of the task's process.
+        """
+        command = self._command
+        files = outputfiles.wanted(command.output_files, code)
+        if not files:
             return None
+        try:
+            await self._in_thread(None, outputfiles.upload_all, files, command.directory, command.environment)
+        except outputfiles.UploadFailed as exc:
+            return exc.failure
+        return None
+
+    async def _in_thread(self, deadline: float | None, function: Callable[..., None], *arguments: Any) -> None:
+        """Run what blocks, and takes an event that ends it early as its last argument.
+
+        Raises
+        ------
+        Stopped, asyncio.TimeoutError
+            The thread ends at its next piece; nobody waits for what it says.
+        """
         halt = threading.Event()
         loop = asyncio.get_running_loop()
-        download = loop.run_in_executor(
-            None, resourcefiles.download_all, self._command.resource_files, directory / "wd", halt
-        )
-        waiting: set[asyncio.Future[Any]] = {download, self._stop}
+        work = loop.run_in_executor(None, partial(function, *arguments, halt))
+        waiting: set[asyncio.Future[Any]] = {work, self._stop}
         try:
             timeout = max(0.0, deadline - loop.time()) if deadline is not None else None
             done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             halt.set()
-        if download in done:
-            return download.result()
-        # the thread ends at its next piece; nobody waits for what it says
-        download.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
+        if work in done:
+            return work.result()
+        work.add_done_callback(lambda future: future.exception() if not future.cancelled() else None)
         if self._stop.done():
             raise Stopped(self._stop.result())
         raise asyncio.TimeoutError
@@ -173,6 +202,9 @@ class Execution:
         if ended.done():
             self._sweep_later(identity)
             return ended.result(), None
+        if self._stop.done() and self._stop.result() == UNSEEN:
+            ended.cancel()
+            raise Stopped(UNSEEN)
         await self._processes.kill_tree(process, identity)
         await ended
         if self._stop.done():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import errors, times
+from . import autopools, errors, times
 from .runner import DELETE, REQUEUE, TERMINATE, ended_by_request
-from .state import Job, Task
+from .state import Job, Schedule, Task
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -23,24 +25,42 @@ class Jobs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add(self, spec: dict[str, Any]) -> Job:
-        """A new, active job.
+    def add(self, spec: dict[str, Any], schedule: Schedule | None = None) -> Job:
+        """A new, active job, with its job manager task if it has one.
 
         Raises
         ------
         BatchError
-            409 `JobExists`, `ActiveJobAndScheduleQuotaReached`.
+            409 `JobExists`, `JobScheduleWithSameIdExists`, `ActiveJobAndScheduleQuotaReached`.
         """
         jobs = self._engine.account.jobs
         if spec["id"].lower() in jobs:
             raise errors.job_exists()
-        if sum(job.state != "completed" for job in jobs.values()) >= self._engine.options.active_job_quota:
-            raise errors.job_quota(self._engine.options.active_job_quota)
-        job = Job(id=spec["id"], state="active", spec=spec)
+        if spec["id"].lower() in self._engine.account.schedules:
+            raise errors.conflict("JobScheduleWithSameIdExists", "A job schedule with the same id exists.")
+        self.check_quota()
+        job = Job(id=spec["id"], state="active", spec=spec, schedule=schedule)
         job.progress.start = job.created
         jobs[job.id.lower()] = job
+        try:
+            autopools.provide(self._engine, job)
+        except errors.BatchError as exc:  # the job is there, and over
+            code, text = "AutoPoolCreationFailedWithQuotaReached", f"The pool of the job cannot be made: {exc.message}"
+            job.scheduling_error = {"category": "usererror", "code": code, "message": text}
+            job.progress.end = times.now()
+            job.move("completed")
+            return job
+        if "jobManagerTask" in spec:
+            self.add_task(job, spec["jobManagerTask"], manager=True)
         self.updated(job)
         return job
+
+    def check_quota(self) -> None:
+        """Refuse one more active job or schedule where the account has no room: 409."""
+        account, quota = self._engine.account, self._engine.options.active_job_quota
+        active = [each for each in (*account.jobs.values(), *account.schedules.values()) if each.state != "completed"]
+        if len(active) >= quota:
+            raise errors.job_quota(quota)
 
     def updated(self, job: Job) -> None:
         """Act on a job's (new) constraints and actions."""
@@ -79,6 +99,8 @@ class Jobs:
         if job.state == "terminating":
             job.move("completed")
             job.touch()
+            autopools.job_over(self._engine, job)
+            self._engine.schedules.job_over(job)
 
     def delete(self, job: Job) -> None:
         job.move("deleting")
@@ -95,9 +117,11 @@ class Jobs:
         touched.update(preparation.node for preparation in job.preparations.values())
         for node in touched:
             node.preparations.pop(job, None)
-            folder = node.root / "workitems" / job.id
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            folder = node.root / job.folder
+            await asyncio.to_thread(_remove, folder)
         self._engine.account.jobs.pop(job.id.lower(), None)
+        autopools.job_over(self._engine, job)
+        self._engine.schedules.job_gone(job)
 
     async def _stop_all(self, job: Job, reason: str) -> None:
         await self._engine.runner.stop(job.tasks.values(), reason)
@@ -132,7 +156,7 @@ class Jobs:
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
-    def add_task(self, job: Job, spec: dict[str, Any]) -> Task:
+    def add_task(self, job: Job, spec: dict[str, Any], *, manager: bool = False) -> Task:
         """Add a checked task to a job that takes tasks; it starts as soon as a slot is free.
 
         Raises
@@ -143,7 +167,8 @@ class Jobs:
         key = spec["id"].lower()
         if key in job.tasks:
             raise errors.task_exists()
-        task = Task(id=spec["id"], state="active", job=job, spec=spec, slots=spec.get("requiredSlots", 1))
+        slots = spec.get("requiredSlots", 1)
+        task = Task(id=spec["id"], state="active", job=job, spec=spec, slots=slots, manager=manager)
         job.tasks[key] = task
         job.count(task, +1)
         self._queue(task)
@@ -199,6 +224,8 @@ class Jobs:
                 self.terminate(job, "TaskFailed")
             elif action == "disable" and "exitConditions" in task.spec:
                 self.disable(job, "requeue")
+        if task.manager and task.spec.get("killJobOnCompletion", True) and job.state not in OVER:
+            self.terminate(job, "JMComplete")
         self._end_if_all_complete(job)
 
     def _end_if_all_complete(self, job: Job) -> None:
@@ -206,6 +233,13 @@ class Jobs:
         complete = job.counts["completed"][0] == len(job.tasks)
         if complete and job.state == "active" and job.spec.get("onAllTasksComplete") == "terminatejob":
             self.terminate(job, "AllTasksComplete")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a job's folder, and that of its schedule after the last of its jobs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def exit_options(task: Task) -> dict[str, Any]:
@@ -223,6 +257,8 @@ def exit_options(task: Task) -> dict[str, Any]:
         for mapping in conditions.get("exitCodeRanges", []) if found is None else []:
             if mapping["start"] <= code <= mapping["end"]:
                 found = mapping["exitOptions"]
+        if found is None and progress.failure is not None and progress.failure["code"].startswith("FileUpload"):
+            return dict(conditions.get("fileUploadError") or conditions.get("default") or {})
     if found is None and (code != 0 or conditions.get("default") is None):
         found = conditions.get("default")
     return found or {}
@@ -239,6 +275,5 @@ def dependencies_met(task: Task) -> bool:
 def _satisfies(task: Task | None) -> bool:
     if task is None or task.state != "completed":
         return False
-    if task.progress.result == "success":
-        return True
-    return bool(exit_options(task).get("dependencyAction") == "satisfy")
+    default = "satisfy" if task.progress.result == "success" else "block"
+    return bool(exit_options(task).get("dependencyAction", default) == "satisfy")

@@ -37,7 +37,7 @@ def check(body: dict[str, Any], *, warn: str | None = None) -> None:
             raise errors.invalid_property(where, ", ".join(kinds), f"Specify exactly one of {', '.join(_KINDS)}.")
         given = mount[kinds[0]]
         path = PurePosixPath(given["relativeMountPath"])
-        if path.is_absolute() or ".." in path.parts or not path.parts:
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(path):
             reason = "The path must lie in the directory of mounts."
             raise errors.invalid_property(f"{where}.{kinds[0]}.relativeMountPath", path, reason)
         if kinds == ["azureBlobFileSystemConfiguration"]:

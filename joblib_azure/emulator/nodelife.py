@@ -7,7 +7,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from . import errors, nodes, times
+from . import errors, nodes, times, usage
 from .execution import KILLED, Command, Execution, Stopped, failure
 from .runner import REQUEUE, TERMINATE, ended_by_request
 from .state import Node, Progress
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 _log = logging.getLogger(__name__)
-#: What the start task of a node that is to fail runs in place of its own.
-_FAILING = "sh -c 'echo this start task fails, as the emulator was told >&2; exit 1'"
+#: States of nodes that are lost to their pool, and may come back.
+_GONE = ("preempted", "unusable", "unknown")
 
 
 class NodeLives:
@@ -25,7 +25,6 @@ class NodeLives:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._to_fail = engine.options.failing_start_tasks
         self._to_be_unusable = engine.options.unusable_nodes
 
     # -- coming up ----------------------------------------------------------------------------------------------------
@@ -64,24 +63,23 @@ class NodeLives:
     async def _run_start_task(self, node: Node, spec: dict[str, Any]) -> bool:
         progress = node.start_task = Progress()
         directory = node.root / "startup"
-        fails = self._to_fail > 0
-        self._to_fail -= fails
         command = Command(
-            command_line=_FAILING if fails else spec["commandLine"],
+            command_line=spec["commandLine"],
             directory=directory,
             environment=self._engine.environment(node, directory, settings=spec.get("environmentSettings", [])),
             cpus=node.cpus,
             resource_files=spec.get("resourceFiles", []),
             max_retries=spec.get("maxTaskRetryCount", 0),
         )
-        node.running_start_task = Execution(self._engine.processes, command, progress)
+        instead = self._engine.mishaps.of_a_node()
+        node.running_start_task = Execution(self._engine.processes, command, progress, instead)
         try:
             await node.running_start_task.run()
         except Stopped:
             progress.finish(KILLED, ended_by_request())
         except Exception:
             _log.exception("start task on %s", node.id)
-            progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "ServerError"))
+            progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "servererror"))
         node.running_start_task = None
         return progress.result == "success"
 
@@ -95,8 +93,9 @@ class NodeLives:
         await self._clear(node, option)
         for job in list(node.preparations):
             job.preparations.pop(node.id, None)
-        await asyncio.to_thread(shutil.rmtree, node.root, ignore_errors=True)
-        pool.nodes.pop(node.id, None)
+        await asyncio.to_thread(nodes.wipe, node)
+        if pool.nodes.pop(node.id, None) is not None:
+            self._engine.account.usage.append(usage.of(node, times.now()))
 
     async def _clear(self, node: Node, option: str) -> None:
         """End everything that runs on a node, its tasks as the option says."""
@@ -112,6 +111,7 @@ class NodeLives:
             await asyncio.wait([node.booting])
         for preparation in list(node.preparations.values()):
             await self._engine.runner.stop_preparation(preparation)
+        # daemons too, whatever tasks left them and whatever else they cleared from their environment
         await self._engine.processes.sweep({"AZ_BATCH_NODE_ID": node.id})
 
     # -- loss ---------------------------------------------------------------------------------------------------------
@@ -134,13 +134,12 @@ class NodeLives:
         if node.state in ("preempted", "leavingpool"):
             raise errors.invalid_for_state(f"The node is {node.state}.")
         node.move("preempted")
-        self._engine.spawn(self._lose(node))
-        if seconds is not None:
-            asyncio.get_running_loop().call_later(seconds, self._return, node)
+        node.losing = self._engine.spawn(self._lose(node))
+        self.restore_later(node, seconds)
 
     def mark_unusable(self, node: Node) -> None:
         """Make a node unusable: it takes no tasks, and those that it ran are queued again."""
-        if node.state in ("unusable", "leavingpool", "preempted"):
+        if node.state in ("leavingpool", *_GONE):
             raise errors.invalid_for_state(f"The node is {node.state}.")
         self._unusable(node)
         self._engine.spawn(self._clear(node, REQUEUE))
@@ -152,19 +151,27 @@ class NodeLives:
         node.errors = [{"code": "NodeNotReady", "message": text}]
 
     def restore(self, node: Node) -> None:
-        """Bring a node that was preempted or unusable back."""
-        if node.state not in ("preempted", "unusable"):
+        """Bring a node that was preempted, unusable or lost back."""
+        if node.state not in _GONE:
             raise errors.invalid_for_state(f"The node is {node.state}.")
         self._return(node)
 
+    def restore_later(self, node: Node, seconds: float | None) -> None:
+        """Bring it back after these seconds; None: only `restore` does."""
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(seconds, self._return, node)
+
     def _return(self, node: Node) -> None:
-        if node.state in ("preempted", "unusable") and node.id in node.pool.nodes:
+        if node.state in _GONE and node.id in node.pool.nodes:
             node.errors = []
             self._engine.spawn(self._again(node))
 
     async def _again(self, node: Node) -> None:
         await self._clear(node, REQUEUE)  # until what ended with the loss has ended
-        if node.state in ("preempted", "unusable"):
+        if node.losing is not None:
+            await asyncio.wait([node.losing])  # or it would take the folders of the node that boots
+        if node.state in _GONE:
+            self._have_prepared_again(node)
             self.boot(node)
 
     async def _lose(self, node: Node) -> None:
@@ -175,7 +182,7 @@ class NodeLives:
         for job in list(node.preparations):
             del node.preparations[job]
         node.errors, node.start_task = [], None
-        await asyncio.to_thread(shutil.rmtree, node.root, ignore_errors=True)
+        await asyncio.to_thread(nodes.wipe, node)
 
     # -- again --------------------------------------------------------------------------------------------------------
 
@@ -204,14 +211,42 @@ class NodeLives:
         if reimage:
             await self._wipe(node)
         else:
-            for job, preparation in list(node.preparations.items()):
-                again = job.spec["jobPreparationTask"].get("rerunOnNodeRebootAfterSuccess", True)
-                if not preparation.barred and again:
-                    del node.preparations[job]
+            self._have_prepared_again(node)
             await asyncio.to_thread(shutil.rmtree, node.root / "volatile", ignore_errors=True)
             node.errors, node.start_task = [], None
         if node.state in ("rebooting", "reimaging"):
             self.boot(node)
+
+    @staticmethod
+    def _have_prepared_again(node: Node) -> None:
+        """Forget the preparations that a reboot has run again: after their success, and where it came in between."""
+        for job, preparation in list(node.preparations.items()):
+            again = job.spec["jobPreparationTask"].get("rerunOnNodeRebootAfterSuccess", True)
+            if preparation.interrupted or (not preparation.barred and again):
+                del node.preparations[job]
+                job.preparations.pop(node.id, None)
+
+    # -- its machine given back, and taken again ----------------------------------------------------------------------
+
+    def deallocate(self, node: Node, option: str) -> None:
+        """Give a node's machine back: it stays listed, loses its disk and takes no tasks until `start`."""
+        if node.state not in ("idle", "running"):
+            self._check_restartable(node)
+            raise errors.invalid_for_state(f"The node is {node.state}, neither idle nor running.")
+        node.move("deallocating")
+        self._engine.spawn(self._deallocate(node, option))
+
+    async def _deallocate(self, node: Node, option: str) -> None:
+        await self._clear(node, option)
+        await self._wipe(node)
+        if node.state == "deallocating":
+            node.move("deallocated")
+
+    def start(self, node: Node) -> None:
+        """Boot a node that was deallocated."""
+        if node.state != "deallocated":
+            raise errors.invalid_for_state(f"The node is {node.state}; a node can be started only if deallocated.")
+        self.boot(node)
 
     # -- scheduling ---------------------------------------------------------------------------------------------------
 

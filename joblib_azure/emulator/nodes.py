@@ -2,6 +2,10 @@
 
 https://learn.microsoft.com/azure/batch/files-and-directories and
 https://learn.microsoft.com/azure/batch/batch-compute-node-environment-variables.
+
+On Azure a Linux node's local disk is mounted at ``/mnt`` and Batch's root is ``/mnt/batch/tasks``; other programs have
+folders of their own on that disk. Here each node has a folder for the disk (`Node.machine`), with Batch's root
+(`Node.root`) as deep in it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +59,7 @@ def new_node(pool: Pool, root: Path, cpus: frozenset[int], *, dedicated: bool) -
         state="creating",
         pool=pool,
         dedicated=dedicated,
-        root=folder,
+        machine=folder,
         cpus=cpus,
         ip_address=f"10.0.{number // 256 % 256}.{number % 256}",
     )
@@ -67,8 +72,13 @@ def make_folders(node: Node) -> None:
         (node.root / "fsmounts" / path).mkdir(parents=True, exist_ok=True)
 
 
+def wipe(node: Node) -> None:
+    """Empty a node's disk, of what others than Batch keep there too."""
+    shutil.rmtree(node.machine, ignore_errors=True)
+
+
 def task_directory(node: Node, job: Job, task_id: str) -> Path:
-    return node.root / "workitems" / job.id / "job-1" / task_id
+    return node.root / job.folder / task_id
 
 
 def preparation_id(job: Job) -> str:

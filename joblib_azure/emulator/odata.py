@@ -31,6 +31,10 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "lt": operator.lt,
     "le": operator.le,
 }
+#: Parentheses in each other; more is no filter but an attack on the stack.
+_MAX_DEPTH = 40
+#: Of an integer: those of 64 bits, and a sign.
+_MOST_DIGITS = 20
 _EQUALITY = frozenset({"eq", "ne"})
 _ORDER = frozenset(_OPERATORS)
 
@@ -68,6 +72,10 @@ def exact(read: Callable[[Any], Any]) -> Field:
     return Field("string", read, frozenset({"eq"}))
 
 
+def equal(read: Callable[[Any], Any]) -> Field:
+    return Field("string", read, _EQUALITY)
+
+
 def prefix(read: Callable[[Any], Any]) -> Field:
     return Field("string", read, frozenset({"startswith"}))
 
@@ -93,6 +101,7 @@ class _Parser:
         self._names = sorted(fields)
         self._tokens = self._split(source)
         self._at = 0
+        self._depth = 0
 
     def _bad(self, reason: str) -> errors.BatchError:
         return errors.invalid_query("$filter", self._source, reason)
@@ -149,7 +158,11 @@ class _Parser:
     def _one(self) -> Predicate:
         if self._peek() == ("punct", "("):
             self._next()
+            self._depth += 1
+            if self._depth > _MAX_DEPTH:
+                raise self._bad("The filter is nested too deeply.")
             inner = self._any_of()
+            self._depth -= 1
             self._expect(")")
             return inner
         kind, word = self._next()
@@ -180,7 +193,7 @@ class _Parser:
     def _literal(self, field: Field) -> Any:
         kind, value = self._next()
         if field.kind == "int":
-            if kind == "number" and "." not in value:
+            if kind == "number" and "." not in value and len(value) <= _MOST_DIGITS:
                 return int(value)
             raise self._bad("An integer is expected.")
         if field.kind == "bool":

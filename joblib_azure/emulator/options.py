@@ -6,9 +6,13 @@ The defaults are Azure's own. `BatchEmulator` takes these as keywords, the comma
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
+
+from . import tls
 
 
 def _option(text: str, default: Any = None) -> Any:
@@ -24,7 +28,7 @@ class Options:
     Raises
     ------
     ValueError
-        For a number out of range.
+        For a number out of range, and for what is none where one belongs.
     """
 
     active_job_quota: int = _option("jobs that may be active at a time (409 ActiveJobAndScheduleQuotaReached)", 300)
@@ -44,6 +48,9 @@ class Options:
     failing_start_tasks: int = _option("nodes, the first that boot, whose start task fails with exit code 1", 0)
     unusable_nodes: int = _option("nodes, the first that boot, that become unusable", 0)
     boot_seconds: float = _option("seconds that a node takes to boot, before its start task", 0.0)
+    dispatch_seconds: float = _option(
+        "seconds between the moment when a task gets its slot and its arrival on the node; it is active until then", 0.0
+    )
     pool_deletion_seconds: float = _option("seconds, at least, that a pool stays in the state deleting", 0.0)
     clock_rate: float = _option(
         "how many times faster than Azure's the service's own intervals pass: autoscale samples (30 s, 1 min late), "
@@ -52,6 +59,9 @@ class Options:
         1.0,
     )
     refuse_shared_key: bool = _option("an account that takes Entra tokens only", False)
+    token_signer: str | None = _option(
+        "PEM file of the certificate, or public key, that Entra tokens must be signed with; without it none is taken"
+    )
     token_issuer: str | None = _option("the issuer (claim iss) that Entra tokens must have; any by default")
     token_audience: str = _option(
         "the audience (claim aud) that Entra tokens must have", "https://batch.core.windows.net/"
@@ -63,13 +73,19 @@ class Options:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-                raise ValueError(f"{each.name} is {value}, below 0")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if _is_number(each) and not number:
+                raise ValueError(f"{each.name} is {value!r}, not a number")
+            if number and not 0 <= value < math.inf:
+                raise ValueError(f"{each.name} is {value}, below 0" if value < 0 else f"{each.name} is {value}")
         if self.clock_rate <= 0:
             raise ValueError(f"clock_rate is {self.clock_rate}, not above 0")
         for name in ("failing_sizes", "timing_out_sizes"):
             sizes = {size.lower(): int(count) for size, count in getattr(self, name).items()}
             object.__setattr__(self, name, sizes)
+        if self.token_signer is not None:
+            object.__setattr__(self, "token_signer", os.path.abspath(self.token_signer))
+            tls.read_public_key(self.token_signer)
         object.__setattr__(self, "job_submitters", tuple(self.job_submitters))
 
     def arguments(self) -> list[str]:
@@ -93,6 +109,10 @@ class Options:
                     yield from (flag, item)
             else:
                 yield from (flag, str(value))
+
+
+def _is_number(option: Field[Any]) -> bool:
+    return isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

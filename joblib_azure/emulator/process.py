@@ -178,17 +178,18 @@ class BatchEmulator:
 
     def preempt_node(self, pool: str, node: str, seconds: float | None = None) -> None:
         """Preempt a spot node; it comes back after these seconds, or with `restore_node`."""
-        self._control(f"pools/{pool}/nodes/{node}/preempt" + ("" if seconds is None else f"?seconds={seconds}"))
+        self.control(f"pools/{pool}/nodes/{node}/preempt" + ("" if seconds is None else f"?seconds={seconds}"))
 
-    def mark_node_unusable(self, pool: str, node: str) -> None:
-        """Make a node unusable."""
-        self._control(f"pools/{pool}/nodes/{node}/unusable")
+    def mark_node_unusable(self, pool: str, node: str, seconds: float | None = None) -> None:
+        """Make a node unusable; it comes back after these seconds, or with `restore_node`."""
+        self.control(f"pools/{pool}/nodes/{node}/unusable" + ("" if seconds is None else f"?seconds={seconds}"))
 
     def restore_node(self, pool: str, node: str) -> None:
-        """Bring back a node that was preempted or unusable."""
-        self._control(f"pools/{pool}/nodes/{node}/restore")
+        """Bring back a node that was preempted, unusable or lost."""
+        self.control(f"pools/{pool}/nodes/{node}/restore")
 
-    def _control(self, path: str) -> None:
+    def control(self, path: str) -> None:
+        """Ask for what `joblib_azure.emulator.control` has, by its path below ``/_emulator/``."""
         headers = {"x-emulator-key": self.account_key}
         request = urllib.request.Request(f"{self.endpoint}/_emulator/{path}", b"", headers, method="POST")
         context = ssl.create_default_context(cafile=str(self.certificate)) if self.certificate else None

@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ class Processes:
             taken, self._pending_sweeps = self._pending_sweeps, []
             try:
                 identities = [identity for identity, _ in taken]
-                await self._loop.run_in_executor(self._sweeper, kill_carriers, self.run_id, identities)
+                await self._loop.run_in_executor(self._sweeper, kill_carriers, identities)
             finally:
                 for _, done in taken:
                     if not done.done():
@@ -197,7 +197,7 @@ class Processes:
         self._closing = True
         for process in self._living.values():
             process.kill_group()
-        await self._loop.run_in_executor(self._sweeper, kill_carriers, self.run_id, [{}])
+        await self._loop.run_in_executor(self._sweeper, kill_carriers, [{RUN_ID_VARIABLE: self.run_id}])
         await self._loop.run_in_executor(self._sweeper, _kill_children)
         self._loop.remove_signal_handler(signal.SIGCHLD)
         self._spawner.shutdown()
@@ -258,20 +258,21 @@ def _environment(pid: int) -> bytes:
         return b""
 
 
-def carriers(run_id: str, identities: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of the processes that carry the run id and all variables of one of `identities`.
+def carriers(identities: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of the processes that carry all variables of one of `identities`.
 
-    This process and those above it are left out: who started the emulator may carry the run id too.
+    A node's id is as unique as the run id, which a daemon may have cleared from its environment. This process and
+    those above it are left out: who started the emulator may carry the run id too.
     """
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     marks = [[f"{name}={value}".encode() for name, value in identity.items()] for identity in identities]
-    run_mark = f"{RUN_ID_VARIABLE}={run_id}".encode()
     found = []
     for pid, environment in _environments():
-        if pid in spared or run_mark not in environment:
+        # looked for as a whole first: most of a machine's processes have none of the marks
+        if pid in spared or not any(each[0] in environment for each in marks):
             continue
         variables = set(environment.split(b"\0"))
-        if run_mark in variables and any(all(mark in variables for mark in each) for each in marks):
+        if any(all(mark in variables for mark in each) for each in marks):
             found.append(pid)
     return found
 
@@ -287,12 +288,10 @@ def _environments() -> Iterable[tuple[int, bytes]]:
             yield process.pid, "\0".join(f"{k}={v}" for k, v in process.environ().items()).encode()
 
 
-def kill_carriers(
-    run_id: str, identities: Sequence[Mapping[str, str]], find: Callable[..., list[int]] = carriers
-) -> None:
+def kill_carriers(identities: Sequence[Mapping[str, str]]) -> None:
     """Kill, and look again: a process may fork between the look and the kill. Gives up after five seconds."""
     deadline = time.monotonic() + 5
-    while pids := find(run_id, identities):
+    while pids := carriers(identities):
         for pid in pids:
             _kill(pid)
         if time.monotonic() > deadline:

@@ -5,28 +5,38 @@ Everything here blocks and runs in a worker thread; `stop` is looked at between 
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from . import errors
 
 DEFAULT_MODE = 0o770  # documented at ResourceFile.fileMode
 TIMEOUT_SECONDS = 30.0
+#: Seconds for which what may be otherwise a moment later is tried again, and between two tries.
+_PATIENCE, _FIRST_PAUSE, _LAST_PAUSE = 30.0, 0.1, 5.0
 _PIECE = 1 << 18
+_MODE = re.compile(r"(0o)?0*[0-7]{1,4}")
+Result = TypeVar("Result")
 _SOURCES = ("httpUrl", "storageContainerUrl", "autoStorageContainerName")
 
 
 class DownloadFailed(Exception):
     """The task cannot run: with the `failureInfo` that says why."""
 
-    def __init__(self, category: str, code: str, message: str, url: str) -> None:
+    def __init__(self, category: str, code: str, message: str, url: str, *, passing: bool = False) -> None:
         super().__init__(message)
+        self.passing = passing
         # a SAS is a secret: the query stays out of what is shown
         details = [{"name": "FilePath", "value": url.partition("?")[0]}]
         self.failure = {"category": category, "code": code, "message": message, "details": details}
@@ -54,16 +64,21 @@ def check(files: list[dict[str, Any]], where: str) -> None:
             raise errors.missing_property(f"{name}.filePath")
         if "blobPrefix" in item and given == ["httpUrl"]:
             raise errors.invalid_property(f"{name}.blobPrefix", item["blobPrefix"], "Not allowed with httpUrl.")
-        if not urllib.parse.urlsplit(item[given[0]]).scheme.startswith("http"):
+        if not _is_url(item[given[0]]):
             raise errors.invalid_property(f"{name}.{given[0]}", item[given[0]], "The URL must be http or https.")
         path = PurePosixPath(item.get("filePath", ""))
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path):
             raise errors.invalid_property(f"{name}.filePath", path, "The path must stay in the working directory.")
-        if "fileMode" in item:
-            try:
-                int(item["fileMode"], 8)
-            except ValueError:
-                raise errors.invalid_property(f"{name}.fileMode", item["fileMode"], "Octal expected.") from None
+        if "fileMode" in item and not _MODE.fullmatch(item["fileMode"]):
+            raise errors.invalid_property(f"{name}.fileMode", item["fileMode"], "Octal expected.")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 def download_all(files: list[dict[str, Any]], directory: Path, stop: threading.Event) -> None:
@@ -79,60 +94,99 @@ def download_all(files: list[dict[str, Any]], directory: Path, stop: threading.E
             return
         mode = int(item["fileMode"], 8) if "fileMode" in item else DEFAULT_MODE
         if "httpUrl" in item:
-            _download(item["httpUrl"], _inside(directory, item["filePath"]), mode, stop)
+            target = _inside(directory, item["filePath"])
+            _persistently(partial(_download, item["httpUrl"], target, mode, stop), stop)
             continue
         container = item["storageContainerUrl"]
         base = _inside(directory, item.get("filePath", "."))
-        for name in _list_blobs(container, item.get("blobPrefix", "")):
+        for name in _persistently(partial(_list_blobs, container, item.get("blobPrefix", "")), stop) or ():
             if stop.is_set():
                 return
-            _download(_blob_url(container, name), _inside(base, name), mode, stop)
+            _persistently(partial(_download, _blob_url(container, name), _inside(base, name), mode, stop), stop)
+
+
+def _persistently(action: Callable[[], Result], stop: threading.Event) -> Result | None:
+    """Try again what fails by no fault of the user's, as the service's agent does; None where it was stopped."""
+    end, pause = time.monotonic() + _PATIENCE, _FIRST_PAUSE
+    while not stop.is_set():
+        try:
+            return action()
+        except DownloadFailed as exc:
+            if not exc.passing or time.monotonic() + pause > end:
+                raise
+        stop.wait(pause)
+        pause = min(2 * pause, _LAST_PAUSE)
+    return None
 
 
 def _inside(directory: Path, relative: str) -> Path:
-    target = directory / relative
-    if not Path(os.path.normpath(target)).is_relative_to(directory):
-        raise DownloadFailed("UserError", "ResourceFileCreateFailed", "The path leaves the directory.", relative)
+    """A path below the directory, over none of the links that an earlier try of the task may have left there."""
+    target: Path | None
+    try:
+        target = Path(os.path.realpath(directory / relative))
+    except ValueError:  # a name that no file can have
+        target = None
+    if target is None or not target.is_relative_to(os.path.realpath(directory)):
+        raise DownloadFailed("usererror", "ResourceFileCreateFailed", "The path leaves the directory.", relative)
     return target
 
 
-def _open(url: str) -> Any:
-    host = urllib.parse.urlsplit(url).hostname or ""
+def open_url(request: urllib.request.Request, timeout: float) -> Any:
+    """The answer to a request; proxies of the machine do not see its loopback."""
+    host = urllib.parse.urlsplit(request.full_url).hostname or ""
     local = host == "localhost" or host.startswith("127.")
-    # proxies of the machine do not see its loopback
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if local else None))
+    return opener.open(request, timeout=timeout)
+
+
+def _open(url: str) -> Any:
     try:
-        return opener.open(url, timeout=TIMEOUT_SECONDS)
+        return open_url(urllib.request.Request(url), TIMEOUT_SECONDS)
     except urllib.error.HTTPError as exc:
         exc.close()
         if exc.code == 404:
-            raise DownloadFailed("UserError", "BlobNotFound", "The specified blob does not exist.", url) from exc
+            raise DownloadFailed("usererror", "BlobNotFound", "The specified blob does not exist.", url) from exc
         if exc.code in (401, 403):
             text = "Access for the specified blob is denied."
-            raise DownloadFailed("UserError", "BlobAccessDenied", text, url) from exc
+            raise DownloadFailed("usererror", "BlobAccessDenied", text, url) from exc
         raise _misc(exc, url) from exc
     except TimeoutError as exc:
-        raise DownloadFailed("ServerError", "BlobDownloadTimedOut", "Downloading took too long.", url) from exc
-    except (urllib.error.URLError, OSError, ValueError) as exc:
+        raise _late(url) from exc
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as exc:
         raise _misc(exc, url) from exc
+
+
+def _late(url: str) -> DownloadFailed:
+    return DownloadFailed("servererror", "BlobDownloadTimedOut", "Downloading took too long.", url, passing=True)
 
 
 def _misc(exc: Exception, url: str) -> DownloadFailed:
-    return DownloadFailed("ServerError", "BlobDownloadMiscError", f"Downloading failed: {exc}.", url)
+    passing = not isinstance(exc, urllib.error.HTTPError) or exc.code in (408, 429) or exc.code >= 500
+    return DownloadFailed("servererror", "BlobDownloadMiscError", f"Downloading failed: {exc}.", url, passing=passing)
 
 
 def _download(url: str, target: Path, mode: int, stop: threading.Event) -> None:
     with _open(url) as answer:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            length, got = answer.headers.get("Content-Length"), 0
             with open(target, "wb") as file:
-                while not stop.is_set() and (piece := answer.read(_PIECE)):
-                    file.write(piece)
+                while not stop.is_set() and (piece := _read(answer, url)):
+                    got += file.write(piece)
+            if length is not None and got != int(length) and not stop.is_set():
+                raise _misc(EOFError(f"the answer breaks off after {got} of {length} bytes"), url)
             target.chmod(mode)
-        except TimeoutError as exc:
-            raise DownloadFailed("ServerError", "BlobDownloadTimedOut", "Downloading took too long.", url) from exc
         except OSError as exc:
-            raise DownloadFailed("ServerError", "ResourceFileWriteFailed", f"Writing failed: {exc}.", url) from exc
+            raise DownloadFailed("servererror", "ResourceFileWriteFailed", f"Writing failed: {exc}.", url) from exc
+
+
+def _read(answer: Any, url: str) -> bytes:
+    try:
+        return bytes(answer.read(_PIECE))
+    except TimeoutError as exc:
+        raise _late(url) from exc
+    except (OSError, http.client.HTTPException) as exc:
+        raise _misc(exc, url) from exc
 
 
 def _blob_url(container: str, name: str) -> str:
@@ -150,7 +204,13 @@ def _list_blobs(container: str, prefix: str) -> list[str]:
         query += [(key, value) for key, value in (("prefix", prefix), ("marker", marker)) if value]
         listing = "&".join(filter(None, [parts.query, urllib.parse.urlencode(query)]))
         with _open(urllib.parse.urlunsplit(parts._replace(query=listing))) as answer:
-            tree = ElementTree.fromstring(answer.read())
+            try:
+                tree = ElementTree.fromstring(answer.read())
+            except ElementTree.ParseError as exc:  # nor will it be one a moment later
+                text = f"The listing cannot be read: {exc}."
+                raise DownloadFailed("servererror", "BlobDownloadMiscError", text, container) from exc
+            except (OSError, http.client.HTTPException) as exc:
+                raise _misc(exc, container) from exc
         names += [name.text for name in tree.iterfind("./Blobs/Blob/Name") if name.text]
         marker = tree.findtext("NextMarker") or ""
         if not marker:

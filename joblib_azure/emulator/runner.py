@@ -1,4 +1,4 @@
-"""Tasks on nodes: from the slot that the scheduler gave, over the job's preparation there, to the end.
+"""Tasks on nodes: from the slot that the scheduler gave, over the way there and the job's preparation, to the end.
 
 Each assigned task has one coroutine (`Task.driver`) that takes it through its states; whoever wants to end it early
 stops its execution with a reason, and waits for the driver.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from . import nodes, times
-from .execution import KILLED, Command, Execution, Stopped, failure
+from .execution import KILLED, UNSEEN, Command, Execution, Stopped, failure
 from .state import Job, Node, Preparation, Progress, Task
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ _log = logging.getLogger(__name__)
 TERMINATE = "terminate"  # it completes as a failure
 REQUEUE = "requeue"  # it becomes active again
 DELETE = "delete"  # nobody will look at it any more
+LOST = UNSEEN  # it becomes active again, and its processes go on where nobody sees them
 
+_DEFAULT_RETENTION = timedelta(days=7)  # documented at BatchTaskConstraints.retentionTime
 _RELEASE_LIMIT = timedelta(minutes=15)  # documented default of jobReleaseTask.maxWallClockTime
 
 
@@ -46,26 +49,39 @@ class Runner:
         job = task.job
         node.slots_used += task.slots
         node.assigned[task] = None
-        node.recent.append(task)
+        if task.exclusive:
+            node.exclusive = task
         job.busy += 1
-        task.node = node
-        task.directory = nodes.task_directory(node, job, task.id)
         node.move("running")
-        preparation = self._preparation(node, job)
-        waits = preparation is not None and not preparation.ended.is_set()
-        task.move("preparing" if waits else "running")
         command = self._command(
             task.spec, node, job, task.id, constraints=task.spec.get("constraints") or job.spec.get("constraints", {})
         )
         if "constraints" not in task.spec:  # the job's wall clock is the job's
             command = Command(**{**vars(command), "max_wall_clock": None})
         task.execution = Execution(self._engine.processes, command, task.progress)
-        task.driver = self._engine.spawn(self._drive(task, node, task.execution, preparation if waits else None))
+        seconds = self._engine.options.dispatch_seconds
+        wait_for = self._arrive(task, node) if not seconds else None
+        task.driver = self._engine.spawn(self._drive(task, node, task.execution, seconds, wait_for))
 
-    async def _drive(self, task: Task, node: Node, execution: Execution, wait_for: Preparation | None) -> None:
+    def _arrive(self, task: Task, node: Node) -> Preparation | None:
+        """The node hears of the task; what the task must wait for there."""
+        task.node = node
+        task.directory = nodes.task_directory(node, task.job, task.id)
+        node.recent.append(task)
+        preparation = self._preparation(node, task.job)
+        ready = preparation is None or (preparation.ended.is_set() and not preparation.barred)
+        task.move("running" if ready else "preparing")
+        return None if ready else preparation
+
+    async def _drive(
+        self, task: Task, node: Node, execution: Execution, seconds: float, wait_for: Preparation | None
+    ) -> None:
         job = task.job
         reason = None
         try:
+            if seconds:
+                await self._dispatched(execution, seconds)
+                wait_for = self._arrive(task, node)
             if wait_for is not None:
                 await self._prepared(wait_for, execution)
                 task.move("running")
@@ -76,21 +92,31 @@ class Runner:
             reason = "barred"
         except Exception:
             _log.exception("task %s of job %s", task.id, job.id)
-            task.progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "ServerError"))
+            task.progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "servererror"))
         task.execution = task.driver = None
         job.busy -= 1
         node.slots_used -= task.slots
         node.assigned.pop(task, None)
+        if node.exclusive is task:
+            node.exclusive = None
         if not node.assigned and node.state == "running":
             node.move("idle")
-        if reason in (REQUEUE, "barred"):
-            self._requeue(task, counted=reason == REQUEUE)
+        if reason in (REQUEUE, LOST, "barred"):
+            # one that had not arrived was active all the time
+            self._requeue(task, counted=reason != "barred" and task.node is not None)
         elif reason != DELETE:
             if reason is not None:
                 started = task.progress.start is not None
                 task.progress.finish(KILLED if started else None, ended_by_request())
             self._complete(task, node)
         self._engine.scheduler.poke()
+
+    @staticmethod
+    async def _dispatched(execution: Execution, seconds: float) -> None:
+        """Wait as long as the service takes to hand a task to its node."""
+        await asyncio.wait([execution.stopped], timeout=seconds)
+        if execution.stopped.done():
+            raise Stopped(execution.stopped.result())
 
     @staticmethod
     async def _prepared(preparation: Preparation, execution: Execution) -> None:
@@ -118,7 +144,22 @@ class Runner:
         node.total_run += 1
         if task.progress.result == "success":
             node.total_succeeded += 1
+        self._keep(task)
         self._engine.jobs.task_completed(task)
+
+    def _keep(self, task: Task) -> None:
+        """Have the task's folder removed once its retention time is over."""
+        given = task.spec.get("constraints", {}).get("retentionTime")
+        span = times.parse_duration(given) if given else None
+        if span is not None and span < _DEFAULT_RETENTION:  # nothing here lives for a week
+            loop = asyncio.get_running_loop()
+            loop.call_later(span.total_seconds(), self._clean_up, task, task.progress)
+
+    def _clean_up(self, task: Task, progress: Progress) -> None:
+        job = self._engine.account.jobs.get(task.job.id.lower())
+        same = job is not None and job.tasks.get(task.id.lower()) is task and task.progress is progress
+        if same and task.directory is not None:  # neither reactivated nor deleted, with another in its place
+            self._engine.spawn(asyncio.to_thread(shutil.rmtree, task.directory, ignore_errors=True))
 
     async def stop(self, tasks: Iterable[Task], reason: str) -> None:
         """Stop running tasks, and wait until each is what the reason makes of it."""
@@ -142,7 +183,10 @@ class Runner:
             found = Preparation(job, node)
             node.preparations[job] = job.preparations[node.id] = found
             command = self._command(spec, node, job, nodes.preparation_id(job), constraints=spec.get("constraints", {}))
-            found.running = Execution(self._engine.processes, command, found.progress)
+            mishaps = self._engine.mishaps
+            found.running = Execution(
+                self._engine.processes, command, found.progress, lambda: mishaps.in_its_place("preparation")
+            )
             self._engine.spawn(self._prepare(found, found.running, wait=spec.get("waitForSuccess", True)))
         return found if spec.get("waitForSuccess", True) else None
 
@@ -151,10 +195,11 @@ class Runner:
         try:
             await execution.run()
         except Stopped:
+            preparation.interrupted = True
             progress.finish(KILLED, ended_by_request())
         except Exception:
             _log.exception("preparation of job %s", preparation.job.id)
-            progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "ServerError"))
+            progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "servererror"))
         preparation.running = None
         preparation.barred = wait and progress.result == "failure"
         preparation.ended.set()
@@ -198,6 +243,7 @@ class Runner:
             ),
             cpus=node.cpus,
             resource_files=spec.get("resourceFiles", []),
+            output_files=spec.get("outputFiles", []),
             max_retries=constraints.get(
                 "maxTaskRetryCount", job.spec.get("constraints", {}).get("maxTaskRetryCount", 0)
             ),

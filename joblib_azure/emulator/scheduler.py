@@ -59,7 +59,7 @@ class Scheduler:
                 heapq.heappop(job.queues[task.slots])
                 task.ticket = 0
                 self._start(task, node)
-                if node.free_slots <= 0:
+                if node.free_slots <= 0 or not node.accepts_tasks:
                     nodes.remove(node)
 
     def _choose(self, pool: Pool, job: Job, nodes: list[Node]) -> tuple[Task, Node] | None:
@@ -87,7 +87,9 @@ def _pick(pool: Pool, task: Task, nodes: list[Node]) -> Node | None:
     fitting = []
     for node in nodes:
         preparation = node.preparations.get(task.job)
-        if node.free_slots >= task.slots and not (preparation and preparation.barred):
+        barred = preparation is not None and preparation.barred
+        suits = (node.dedicated or task.takes_spot) and not (task.exclusive and node.assigned)
+        if node.free_slots >= task.slots and suits and not barred:
             fitting.append(node)
     if not fitting:
         return None

@@ -8,6 +8,7 @@ combinations).
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,8 +20,14 @@ from . import errors, times
 _LEGACY: dict[str, tuple[str, ...]] = {
     "BatchPoolCreateOptions": ("targetNodeCommunicationMode", "resourceTags", "certificateReferences"),
     "BatchPoolUpdateOptions": ("targetNodeCommunicationMode", "resourceTags", "certificateReferences"),
+    "BatchPoolSpecification": ("targetNodeCommunicationMode", "resourceTags", "certificateReferences"),
     "BatchPoolReplaceOptions": ("targetNodeCommunicationMode", "certificateReferences"),
 }
+
+
+_INTEGER = re.compile(r"-?\d{1,10}")
+#: Sent back as they were read, by PUT: what is required of them is required of answers only.
+_READ_TYPES = ("BatchJob", "BatchJobSchedule", "BatchTask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +93,23 @@ def _check(value: Any, kind: Any, where: str, legacy: bool) -> Any:
         return _check_enum(value, kind["enum"], where)
     if kind.startswith("#"):
         return _check_object(value, kind[1:], where, legacy)
+    if kind == "integer" and isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)  # as `az batch` sends the numbers of its options, which Azure takes
     if not _is(value, kind):
         raise errors.invalid_body(f"The property '{where}' must be of type {kind}.")
-    if kind == "duration" and times.parse_duration(value) is None:
-        raise errors.invalid_property(where, value, "The value must be an ISO 8601 duration.")
+    if kind == "duration":
+        return _duration(value, where)
     if kind == "datetime" and times.parse_datetime(value) is None:
         raise errors.invalid_property(where, value, "The value must be an ISO 8601 date and time.")
     return value
+
+
+def _duration(value: str, where: str) -> str:
+    """A duration in the service's own writing: ``PT5M`` for the ``PT05M00S`` of `az batch`."""
+    span = times.parse_duration(value)
+    if span is None:
+        raise errors.invalid_property(where, value, "The value must be an ISO 8601 duration.")
+    return value if value == times.UNLIMITED else times.duration(span)
 
 
 def _check_object(value: Any, name: str, where: str, legacy: bool) -> dict[str, Any]:
@@ -104,8 +121,10 @@ def _check_object(value: Any, name: str, where: str, legacy: bool) -> dict[str, 
     for key, item in value.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
-            if legacy and key in _LEGACY.get(name, ()):
-                continue
+            if key.startswith("odata.") or (legacy and key in _LEGACY.get(name, ())):
+                continue  # an annotation, as in a model that is sent back as it was read; or of older days
+            if legacy and key == "authenticationTokenSettings":
+                raise errors.not_implemented(f"the property '{path}', which the service has retired")
             raise errors.invalid_body(
                 f"The property '{path}' does not exist on type '{name}'. Make sure to only use property names that "
                 "are defined by the type."
@@ -113,7 +132,7 @@ def _check_object(value: Any, name: str, where: str, legacy: bool) -> dict[str, 
         if item is not None:
             checked[key] = _check(item, known[key], path, legacy)
     for key in description["required"]:
-        if key not in checked and name not in ("BatchJob", "BatchTask"):
+        if key not in checked and name not in _READ_TYPES:
             raise errors.missing_property(f"{where}.{key}" if where else key)
     return checked
 

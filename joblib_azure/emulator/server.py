@@ -25,6 +25,7 @@ from .auth import Authentication
 from .engine import Engine
 from .options import Options
 from .tls import make_certificate
+from .traffic import Traffic
 
 _log = logging.getLogger(__name__)
 _PARENT_LOOK_SECONDS = 0.5
@@ -75,7 +76,8 @@ async def serve(settings: Settings, out: TextIO) -> None:
         options=settings.options,
     )
     with _access_log(settings.access_log) as log:
-        app = BatchApp(engine, Authentication(settings.account_name, settings.account_key, settings.options), log)
+        auth = Authentication(settings.account_name, settings.account_key, settings.options)
+        app = BatchApp(engine, auth, log, Traffic.from_environment())
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -95,6 +95,8 @@ class Preparation:
     running: Execution | None = None
     #: The node takes no tasks of the job (until it is reimaged).
     barred: bool = False
+    #: It was ended with its node or its job.
+    interrupted: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -150,7 +152,8 @@ class Pool(Resource):
 class Node(Resource):
     pool: Pool
     dedicated: bool
-    root: Path
+    #: The node's local disk.
+    machine: Path
     #: The CPU ids that processes of the node may use.
     cpus: frozenset[int]
     ip_address: str
@@ -168,6 +171,15 @@ class Node(Resource):
     #: The coroutine that boots the node, and the start task that it runs.
     booting: asyncio.Task[None] | None = None
     running_start_task: Execution | None = None
+    #: The coroutine that takes away what a preempted node had.
+    losing: asyncio.Task[None] | None = None
+    #: The task that has the node for itself.
+    exclusive: Task | None = None
+
+    @property
+    def root(self) -> Path:
+        """Batch's own folder on the disk; what a program keeps beside it is the program's own."""
+        return self.machine / "batch" / "tasks"
 
     @property
     def free_slots(self) -> int:
@@ -175,12 +187,17 @@ class Node(Resource):
 
     @property
     def accepts_tasks(self) -> bool:
-        return self.scheduling_enabled and self.state in ("idle", "running")
+        return self.scheduling_enabled and self.exclusive is None and self.state in ("idle", "running")
 
 
 @dataclass(eq=False, kw_only=True)
 class Job(Resource):
     spec: dict[str, Any]
+    #: The schedule that made it.
+    schedule: Schedule | None = None
+    #: The pool that was made for it.
+    auto_pool: str = ""
+    scheduling_error: dict[str, Any] | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     terminate_reason: str | None = None
@@ -189,7 +206,7 @@ class Job(Resource):
     #: Tasks whose dependencies are not met.
     blocked: dict[Task, None] = field(default_factory=dict)
     preparations: dict[str, Preparation] = field(default_factory=dict)
-    #: Tasks that hold slots (preparing or running).
+    #: Tasks that hold slots (on their way to a node, preparing or running).
     busy: int = 0
     deadline: asyncio.TimerHandle | None = None
     ending: asyncio.Task[None] | None = None
@@ -202,11 +219,29 @@ class Job(Resource):
 
     @property
     def pool_id(self) -> str:
-        return str(self.spec["poolInfo"]["poolId"])
+        return self.auto_pool or str(self.spec["poolInfo"].get("poolId", ""))
+
+    @property
+    def keeps_pool(self) -> bool:
+        """Whether the pool that was made for it outlives it."""
+        given = self.spec["poolInfo"].get("autoPoolSpecification", {})
+        return bool(given.get("keepAlive")) or self.shares_pool
+
+    @property
+    def shares_pool(self) -> bool:
+        """Whether the pool that was made for it serves the other jobs of its schedule too."""
+        given = self.spec["poolInfo"].get("autoPoolSpecification", {})
+        return self.schedule is not None and given.get("poolLifetimeOption") == "jobschedule"
 
     @property
     def priority(self) -> int:
         return int(self.spec.get("priority", 0))
+
+    @property
+    def folder(self) -> str:
+        """Where its tasks' folders lie below a node's root; the jobs of a schedule (``id:job-2``) share one."""
+        name, _, number = self.id.partition(":")
+        return f"workitems/{name}/{number or 'job-1'}"
 
     @property
     def max_parallel(self) -> int:
@@ -228,6 +263,7 @@ class Task(Resource):
     spec: dict[str, Any]
     slots: int = 1
     progress: Progress = field(default_factory=Progress)
+    #: Where it is, from its arrival there on.
     node: Node | None = None
     #: The folder of the task on its node.
     directory: Path | None = None
@@ -237,11 +273,55 @@ class Task(Resource):
     #: Which entry of the job's queue is this task's (0: none).
     ticket: int = 0
     deleted: bool = False
+    #: The job manager task, made with its job.
+    manager: bool = False
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nothing else may run on its node; job managers only, and by default."""
+        return self.manager and bool(self.spec.get("runExclusive", True))
+
+    @property
+    def takes_spot(self) -> bool:
+        return not self.manager or bool(self.spec.get("allowLowPriorityNode", True))
 
     def move(self, state: str) -> None:
         self.job.count(self, -1)
         super().move(state)
         self.job.count(self, +1)
+
+
+@dataclass(eq=False, kw_only=True)
+class Schedule(Resource):
+    """A job schedule."""
+
+    spec: dict[str, Any]
+    #: When its next job is due; None: there is none to come.
+    due: datetime | None = None
+    jobs_made: int = 0
+    #: Those that it made and that were not deleted.
+    jobs: list[Job] = field(default_factory=list)
+    end: datetime | None = None
+    #: The pool that was made for its jobs.
+    auto_pool: str = ""
+    timer: asyncio.TimerHandle | None = None
+    ending: asyncio.Task[None] | None = None
+
+    @property
+    def recent_job(self) -> str:
+        """The id of the last job that it made; empty before the first."""
+        return f"{self.id}:job-{self.jobs_made}" if self.jobs_made else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """The time that a node belonged to a pool."""
+
+    pool_id: str
+    vm_size: str
+    cores: int
+    start: datetime
+    end: datetime
 
 
 @dataclass
@@ -251,3 +331,6 @@ class Account:
     name: str
     pools: dict[str, Pool] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    #: The nodes that have left their pools.
+    usage: list[Usage] = field(default_factory=list)

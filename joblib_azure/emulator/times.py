@@ -15,8 +15,18 @@ _DURATION = re.compile(
 )
 
 
+#: How far the service's clock is ahead of the machine's, which the nodes have.
+_skew = timedelta()
+
+
 def now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(timezone.utc) + _skew
+
+
+def set_skew(seconds: float) -> None:
+    """Have the service's clock go that far ahead of the machine's; behind it where negative."""
+    global _skew
+    _skew = timedelta(seconds=seconds)
 
 
 def iso(moment: datetime) -> str:
@@ -31,7 +41,7 @@ def http_date(moment: datetime) -> str:
 def parse_http_date(text: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
@@ -69,7 +79,7 @@ def duration(value: timedelta) -> str:
     """``PT1H30M``, ``P7D``."""
     days, seconds = value.days, value.seconds + value.microseconds / 1e6
     parts = ((int(seconds // 3600), "H"), (int(seconds // 60 % 60), "M"), (seconds % 60, "S"))
-    clock = "".join(f"{number:g}{unit}" for number, unit in parts if number)
+    clock = "".join(f"{number:.6f}".rstrip("0").rstrip(".") + unit for number, unit in parts if number)
     return (
         "P"
         + (f"{days}D" if days else "")

@@ -1,7 +1,7 @@
-"""A certificate for loopback, made where the server is to speak TLS and none is given.
+"""A certificate for loopback, made where the server is to speak TLS and none is given; and the public key of another.
 
-It is its own authority, valid for ``127.0.0.1``, ``::1`` and ``localhost``: a client trusts it by its file
-(``connection_verify=`` of the Azure SDK, ``REQUESTS_CA_BUNDLE``). The key never leaves the emulator's folder.
+The one that is made is its own authority, valid for ``127.0.0.1``, ``::1`` and ``localhost``: a client trusts it by its
+file (``connection_verify=`` of the Azure SDK, ``REQUESTS_CA_BUNDLE``). The key never leaves the emulator's folder.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import datetime
 import ipaddress
 import os
 from pathlib import Path
+from typing import Any
 
 _LIFETIME = datetime.timedelta(days=30)
 
@@ -63,3 +64,24 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     with open(os.open(keyfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(private)
     return certfile, keyfile
+
+
+def read_public_key(path: str) -> Any:
+    """Return the public key in a PEM file: a certificate's, or one by itself.
+
+    Raises
+    ------
+    ValueError
+        Where there is none of them.
+    """
+    # Late: few accounts take tokens.
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        data = Path(path).read_bytes()
+        if b"BEGIN CERTIFICATE" in data:
+            return x509.load_pem_x509_certificate(data).public_key()
+        return load_pem_public_key(data)
+    except (OSError, ValueError) as exc:
+        raise ValueError(f"{path} is no PEM file of a certificate or a public key: {exc}") from exc

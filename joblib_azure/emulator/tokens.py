@@ -1,15 +1,14 @@
-"""Entra tokens: whether a bearer token says what a token for this account says.
+"""Entra tokens: whether a bearer token is one, and says what a token for this account says.
 
-The form (a JWT of three parts), the audience, the times, and the issuer where one is configured are checked.
-**The signature is not**: nothing here knows Microsoft's keys, so anybody who can write JSON can make a token. The
-emulator listens on loopback and guards nothing; this is for the client's ways to get, send and renew tokens.
+Nothing here knows Microsoft's keys: whoever plays Entra for a test signs with a key of its own, and the emulator is
+told the public half of it (``token_signer``). Without, no token is taken at all: whoever may use the account may run
+programs as the user who started the emulator. The form (a JWT of three parts), the signature, the audience, the times,
+and the issuer where one is configured are checked.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,8 @@ from .options import Options
 
 #: What a clock may be off, as Microsoft's own libraries allow.
 SKEW_SECONDS = 300.0
+#: Entra's own, and that of the keys that the emulator makes for itself.
+_ALGORITHMS = ("RS256", "ES256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,22 @@ class Principal:
         return str(self.claims.get("oid", ""))
 
 
-def check(token: str, options: Options) -> Principal:
+def check(token: str, options: Options, signer: Any) -> Principal:
     """Return who the token is for.
+
+    Parameters
+    ----------
+    token : str
+    options : Options
+    signer : public key or None
+        Of `tls.read_public_key`; None: no token is taken.
 
     Raises
     ------
     BatchError
         401 `AuthenticationFailed`, with the detail that the service gives.
     """
-    claims = _claims(token)
+    claims = _claims(token, signer)
     audience = claims.get("aud")
     # exactly: https://github.com/Azure/azure-sdk-for-net/issues/8026
     if audience != options.token_audience:
@@ -50,10 +58,10 @@ def check(token: str, options: Options) -> Principal:
             f"(including forward slash) with one of the allowed audiences '{options.token_audience}'"
         )
     now = times.now().timestamp()
-    expires, begins = claims.get("exp"), claims.get("nbf", 0)
-    if not isinstance(expires, (int, float)) or expires < now - SKEW_SECONDS:
+    expires, begins = _moment(claims.get("exp")), _moment(claims.get("nbf", 0))
+    if expires is None or expires < now - SKEW_SECONDS:
         raise errors.token_refused("The access token has expired.")
-    if not isinstance(begins, (int, float)) or begins > now + SKEW_SECONDS:
+    if begins is None or begins > now + SKEW_SECONDS:
         raise errors.token_refused("The access token is not valid yet.")
     issuer = claims.get("iss")
     if options.token_issuer is not None and issuer != options.token_issuer:
@@ -64,21 +72,29 @@ def check(token: str, options: Options) -> Principal:
     return Principal(token=True, claims=claims)
 
 
-def _claims(token: str) -> dict[str, Any]:
-    parts = token.strip().split(".")
+def _moment(value: Any) -> float | None:
+    """Return a claim's seconds since the epoch; None where it is no number of them."""
+    return value if isinstance(value, (int, float)) and abs(value) < math.inf else None
+
+
+def _claims(token: str, signer: Any) -> dict[str, Any]:
+    import jwt
+
+    token = token.strip()
+    parts = token.split(".")
     if len(parts) != 3 or not all(parts):
         raise errors.token_refused("The access token is not a JSON Web Token of three parts.")
-    header, claims = (_decoded(part) for part in parts[:2])
-    if not isinstance(header.get("alg"), str) or header["alg"].lower() == "none":
-        raise errors.token_refused("The access token is not signed.")
-    return claims
-
-
-def _decoded(part: str) -> dict[str, Any]:
+    if signer is None:
+        raise errors.token_refused("The signature of the access token cannot be checked: this account has no signer.")
+    only_signature = {"verify_aud": False, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
+    only_signature |= {"verify_iss": False, "verify_sub": False, "verify_jti": False}
     try:
-        found = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (ValueError, binascii.Error):
-        found = None
-    if not isinstance(found, dict):
-        raise errors.token_refused("The access token cannot be decoded.")
+        found: dict[str, Any] = jwt.decode(token, signer, algorithms=list(_ALGORITHMS), options=only_signature)  # type: ignore[arg-type]
+    except jwt.InvalidSignatureError:
+        raise errors.token_refused("The signature of the access token is not its issuer's.") from None
+    except jwt.InvalidAlgorithmError:
+        reason = f"The access token is not signed with one of {', '.join(_ALGORITHMS)}."
+        raise errors.token_refused(reason) from None
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise errors.token_refused("The access token cannot be decoded.") from None
     return found

@@ -7,12 +7,13 @@ from typing import Any
 
 from . import nodes, times
 from .scheduler import affinity_id
-from .state import Job, Node, Pool, Preparation, Progress, Resource, Task
+from .state import Job, Node, Pool, Preparation, Progress, Resource, Schedule, Task
 
 _TASK_ALSO = (
     "displayName",
     "commandLine",
     "resourceFiles",
+    "outputFiles",
     "environmentSettings",
     "affinityInfo",
     "exitConditions",
@@ -21,6 +22,7 @@ _TASK_ALSO = (
 )
 _JOB_ALSO = (
     "displayName",
+    "jobManagerTask",
     "jobPreparationTask",
     "jobReleaseTask",
     "commonEnvironmentSettings",
@@ -52,6 +54,10 @@ def node_url(base: str, node: Node) -> str:
 
 def job_url(base: str, job: Job) -> str:
     return f"{base}/jobs/{job.id}"
+
+
+def schedule_url(base: str, item: Schedule) -> str:
+    return f"{base}/jobschedules/{item.id}"
 
 
 def task_url(base: str, task: Task) -> str:
@@ -107,7 +113,7 @@ def pool(item: Pool, base: str) -> dict[str, Any]:
         "allocationState": item.allocation_state,
         "allocationStateTransitionTime": times.iso(item.allocation_since),
         "vmSize": spec["vmSize"].lower(),
-        "resizeTimeout": spec.get("resizeTimeout", "PT15M"),
+        "resizeTimeout": times.duration(item.resize_timeout),
         "currentDedicatedNodes": sum(node.dedicated for node in item.nodes.values()),
         "currentLowPriorityNodes": sum(not node.dedicated for node in item.nodes.values()),
         "targetDedicatedNodes": item.target_dedicated,
@@ -181,19 +187,22 @@ def _recent(task: Task, base: str) -> dict[str, Any]:
     }
 
 
-def job(item: Job, base: str) -> dict[str, Any]:
-    spec = item.spec
-    found = _resource(item, job_url(base, item))
-    found |= {
+def _job_settings(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a job and the specification of a schedule's jobs have in common, with the service's defaults."""
+    found = {
         "usesTaskDependencies": spec.get("usesTaskDependencies", False),
-        "priority": item.priority,
+        "priority": spec.get("priority", 0),
         "allowTaskPreemption": False,
-        "maxParallelTasks": item.max_parallel,
+        "maxParallelTasks": spec.get("maxParallelTasks", -1),
         "constraints": _constraints(spec.get("constraints", {}), maxWallClockTime=times.UNLIMITED, maxTaskRetryCount=0),
         "onAllTasksComplete": spec.get("onAllTasksComplete", "noaction"),
         "onTaskFailure": spec.get("onTaskFailure", "noaction"),
     }
-    found |= {name: spec[name] for name in _JOB_ALSO if name in spec}
+    return found | {name: _without_secrets(spec[name]) for name in _JOB_ALSO if name in spec}
+
+
+def job(item: Job, base: str) -> dict[str, Any]:
+    found = _resource(item, job_url(base, item)) | _job_settings(item.spec)
     execution: dict[str, Any] = {"poolId": item.pool_id}
     if item.progress.start is not None:
         execution["startTime"] = times.iso(item.progress.start)
@@ -201,6 +210,23 @@ def job(item: Job, base: str) -> dict[str, Any]:
         execution["endTime"] = times.iso(item.progress.end)
     if item.terminate_reason is not None:
         execution["terminateReason"] = item.terminate_reason
+    if item.scheduling_error is not None:
+        execution["schedulingError"] = item.scheduling_error
+    return found | {"executionInfo": execution}
+
+
+def schedule(item: Schedule, base: str) -> dict[str, Any]:
+    spec = item.spec
+    found = _resource(item, schedule_url(base, item))
+    found |= {"schedule": spec.get("schedule", {}), "jobSpecification": _job_settings(spec["jobSpecification"])}
+    found |= {name: spec[name] for name in ("displayName", "metadata") if name in spec}
+    execution: dict[str, Any] = {}
+    if item.due is not None:
+        execution["nextRunTime"] = times.iso(item.due)
+    if item.recent_job:
+        execution["recentJob"] = {"id": item.recent_job, "url": f"{base}/jobs/{item.recent_job}"}
+    if item.end is not None:
+        execution["endTime"] = times.iso(item.end)
     return found | {"executionInfo": execution}
 
 
@@ -225,7 +251,7 @@ def task(item: Task, base: str) -> dict[str, Any]:
 
 
 def _node_info(item: Task, where: Node, base: str) -> dict[str, Any]:
-    folder = f"workitems/{item.job.id}/job-1/{item.id}"
+    folder = f"{item.job.folder}/{item.id}"
     return {
         "affinityId": affinity_id(where),
         "nodeUrl": node_url(base, where),
@@ -254,7 +280,7 @@ def task_counts(item: Job) -> dict[str, Any]:
 
 def preparation(item: Preparation, base: str) -> dict[str, Any]:
     def info(which: Progress, task_id: str) -> dict[str, Any]:
-        folder = f"workitems/{item.job.id}/job-1/{task_id}"
+        folder = f"{item.job.folder}/{task_id}"
         return progress(which, state=True) | {
             "taskRootDirectory": folder,
             "taskRootDirectoryUrl": f"{node_url(base, item.node)}/files/{folder}",

@@ -12,7 +12,15 @@ import sys
 from typing import Any
 
 DERIVED = "BatchService-2025-06-01.derived.json"
-READ_TYPES = ("BatchPool", "BatchNode", "BatchJob", "BatchTask", "BatchJobPreparationAndReleaseTaskStatus")
+READ_TYPES = (
+    "BatchPool",
+    "BatchNode",
+    "BatchJob",
+    "BatchTask",
+    "BatchJobPreparationAndReleaseTaskStatus",
+    "BatchJobSchedule",
+    "BatchNodeVMExtension",
+)
 TARGET = pathlib.Path(__file__).parents[2] / "joblib_azure" / "emulator" / "wire_schema.json"
 
 
@@ -58,6 +66,8 @@ def compact(description: dict[str, Any]) -> dict[str, Any]:
             kind = type_of(body["schema"], definitions) if body else None
             if operation["operationId"] == "replace_job":
                 kind = "#BatchJob"  # the SDK reuses the model that it reads
+            if operation["operationId"] == "replace_job_schedule":
+                kind = "#BatchJobSchedule"
             if operation["operationId"] == "replace_task":
                 kind = "#BatchTask"
             if kind is not None:

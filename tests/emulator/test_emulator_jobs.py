@@ -50,7 +50,7 @@ def test_deleting_a_running_job(lab: Lab, pool: str, job: str) -> None:
     lab.state(job, task, "running")
     lab.client.begin_delete_job(job, polling_interval=0.02).result()
     assert alive_with("AZ_BATCH_JOB_ID", job) == []
-    assert not list(lab.emulator.root.glob(f"*/workitems/{job}"))
+    assert not list(lab.emulator.root.glob(f"*/batch/tasks/workitems/{job}"))
 
 
 def test_a_job_without_its_pool_waits_for_it(lab: Lab) -> None:

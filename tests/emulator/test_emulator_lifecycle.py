@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from azure.batch import models
-from emulator_lab import Lab, until
+from emulator_lab import Lab, alive_with, until
 
 from joblib_azure.emulator import BatchEmulator, EmulatorError
 
@@ -156,7 +158,7 @@ def test_preempted_nodes_stay_listed_and_come_back(lab: Lab) -> None:
     assert (found.current_low_priority_nodes, found.target_low_priority_nodes) == (1, 1)
     counts = next(iter(lab.client.list_pool_node_counts(filter=f"poolId eq '{pool}'")))
     assert (counts.low_priority.preempted, counts.low_priority.total) == (1, 1)
-    lab.refused(409, "NodeBeingCreated", lambda: list(lab.client.list_node_files(pool, spot.id)))
+    lab.refused(409, "OperationInvalidForCurrentState", lambda: list(lab.client.list_node_files(pool, spot.id)))
     with pytest.raises(EmulatorError, match="OperationInvalidForCurrentState"):
         lab.emulator.preempt_node(pool, spot.id)
     lab.emulator.restore_node(pool, spot.id)
@@ -177,6 +179,69 @@ def test_a_preempted_node_comes_back_by_itself(lab: Lab) -> None:
     lab.emulator.preempt_node(pool, second)
     resize(lab, pool, 0, 1)
     assert [node.id for node in lab.wait_idle(pool, 1)] == [first]
+
+
+#: Leaves a process in a session of its own, of whose environment only the node's id is left, and a file of its own on
+#: the node's disk.
+DAEMON = """
+import os, pathlib, sys
+own = pathlib.Path(os.environ["AZ_BATCH_NODE_ROOT_DIR"]).parents[1] / "own"
+own.mkdir(exist_ok=True)
+(own / sys.argv[1]).touch()
+end, started = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.execve("/bin/sleep", ["sleep", "301"], {"AZ_BATCH_NODE_ID": os.environ["AZ_BATCH_NODE_ID"]})
+os.close(started)
+os.read(end, 1)  # until execve has closed the other end
+"""
+
+
+@pytest.mark.parametrize("how", ["reboot", "reimage", "remove", "preempt"])
+def test_daemons_end_with_their_node_and_not_with_their_task(lab: Lab, tmp_path: Path, how: str) -> None:
+    script = tmp_path / "daemon.py"
+    script.write_text(DAEMON)
+    pool = lab.pool(nodes=0, target_low_priority_nodes=1)
+    node = lab.nodes(pool)[0].id
+    preparation = models.BatchJobPreparationTask(command_line=f"{sys.executable} {script} preparation")
+    job = lab.job(pool, job_preparation_task=preparation)
+    # what carries its task's id is swept when the task has ended: where that is gone, the sweep is over
+    lab.run(job, f"sh -c 'setsid sleep 302 & {sys.executable} {script} task'")
+    until(lambda: not alive_with("AZ_BATCH_JOB_ID", job))
+    assert [process.cmdline() for process in alive_with("AZ_BATCH_NODE_ID", node)] == [["sleep", "301"]] * 2
+    (machine,) = lab.emulator.root.glob(f"{pool[:16]}-*")
+    assert {path.name for path in (machine / "own").iterdir()} == {"preparation", "task"}
+    assert not [each for each in lab.client.list_node_files(pool, node, recursive=True) if "own" in each.name]
+
+    if how == "reboot":
+        lab.client.begin_reboot_node(pool, node, {"nodeRebootOption": "requeue"}, polling_interval=0.02).result()
+    elif how == "reimage":
+        lab.client.begin_reimage_node(pool, node, {"nodeReimageOption": "requeue"}, polling_interval=0.02).result()
+    elif how == "remove":
+        resize(lab, pool, 0, 0)
+        until(lambda: not lab.nodes(pool))
+    else:
+        lab.emulator.preempt_node(pool, node)
+        until(lambda: not machine.exists())
+        lab.emulator.restore_node(pool, node)
+    assert alive_with("AZ_BATCH_NODE_ID", node) == []
+    if how == "remove":
+        assert not machine.exists()
+    else:
+        lab.wait_idle(pool, 1)
+        assert (machine / "own").exists() is (how == "reboot")
+        assert (machine / "batch" / "tasks" / "workitems").is_dir()
+
+
+def test_a_node_that_comes_back_at_once_keeps_its_new_folders(lab: Lab) -> None:
+    pool = lab.pool(nodes=0, target_low_priority_nodes=1)
+    (machine,) = lab.emulator.root.glob(f"{pool[:16]}-*")
+    for number in range(3000):  # so that emptying the disk takes a while
+        (machine / f"file-{number}").touch()
+    lab.emulator.preempt_node(pool, lab.nodes(pool)[0].id, seconds=0)
+    lab.wait_idle(pool, 1)
+    assert [path.name for path in machine.iterdir()] == ["batch"]
+    assert lab.run(lab.job(pool), "true").execution_info.exit_code == 0
 
 
 def test_control_needs_the_key(lab: Lab, pool: str) -> None:
@@ -214,6 +279,62 @@ def test_slow_nodes_and_slow_deletion(started: Start) -> None:
     until(lambda: not list(lab.client.list_pools()))
     assert time.monotonic() - deleting > 0.5
     create(models.BatchPoolCreateOptions(id=pool, **given))
+
+
+# -- the service's own latency ----------------------------------------------------------------------------------------
+
+
+def test_tasks_take_a_while_to_their_nodes(started: Start) -> None:
+    lab = started(dispatch_seconds=0.6)
+    pool = lab.pool(nodes=1, slots=2)
+    preparation = models.BatchJobPreparationTask(command_line="sleep 0.5")
+    job = lab.job(pool, job_preparation_task=preparation)
+    began = datetime.datetime.now(datetime.timezone.utc)
+    first, second, third = (lab.task(job, "true") for _ in range(3))
+    until(lambda: lab.nodes(pool)[0].running_task_slots_count == 2, say="the slots are taken")
+    waiting = lab.client.get_task(job, first)
+    assert (waiting.state, waiting.execution_info.start_time, waiting.node_info) == ("active", None, None)
+    assert (lab.client.get_job_task_counts(job).task_counts.active, lab.nodes(pool)[0].state) == (3, "running")
+    lab.refused(409, "TaskFilesUnavailable", lab.text, job, first)
+    seen = lab.state(job, first, "preparing")
+    assert (seen.execution_info.start_time, seen.node_info.node_id) == (None, lab.nodes(pool)[0].id)
+    for task in (first, second):
+        found = lab.done(job, task)
+        # the first waited for the preparation too, which had no latency of its own
+        assert (found.execution_info.start_time - began).total_seconds() >= 1.1
+        assert found.execution_info.exit_code == 0
+    assert (lab.done(job, third).execution_info.start_time - began).total_seconds() >= 1.7
+
+
+def test_what_happens_to_tasks_on_their_way(started: Start) -> None:
+    lab = started(dispatch_seconds=30)
+    pool = lab.pool(nodes=0, target_low_priority_nodes=1, size="Emulated_C4", slots=4)
+    node = lab.nodes(pool)[0].id
+    job = lab.job(pool)
+    began = time.monotonic()
+    terminated, deleted, queued = (lab.task(job, "true") for _ in range(3))
+    until(lambda: lab.nodes(pool)[0].running_task_slots_count == 3)
+    lab.client.terminate_task(job, terminated)
+    info = lab.client.get_task(job, terminated).execution_info
+    assert (info.failure_info.code, info.start_time, info.exit_code) == ("TaskEnded", None, None)
+    lab.client.delete_task(job, deleted)
+    lab.refused(404, "TaskNotFound", lab.client.get_task, job, deleted)
+    assert lab.nodes(pool)[0].running_task_slots_count == 1
+    lab.emulator.preempt_node(pool, node)
+    until(lambda: lab.nodes(pool)[0].running_task_slots_count == 0)
+    assert lab.client.get_task(job, queued).state == "active"
+    assert not lab.client.get_task(job, queued).execution_info.requeue_count  # it has not been anywhere
+    lab.emulator.restore_node(pool, node)
+    until(lambda: lab.nodes(pool)[0].running_task_slots_count == 1)
+    lab.client.begin_terminate_job(job, {"terminateReason": "over"}, polling_interval=0.02).result()
+    assert time.monotonic() - began < 20
+    lab.wait_idle(pool, 1)
+
+
+@pytest.mark.parametrize("value", [-1, "soon", float("nan"), float("inf"), None, True])
+def test_options_out_of_range(value: Any) -> None:
+    with pytest.raises(ValueError, match="dispatch_seconds is"):
+        BatchEmulator(dispatch_seconds=value)
 
 
 # -- what a pool is made of -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def test_life_of_a_pool(lab: Lab) -> None:
     folders = list(lab.emulator.root.glob(f"{pool[:16]}-*"))
     assert len(folders) == 2
     for name in ("applications", "fsmounts", "shared", "startup/wd", "volatile", "workitems"):
-        assert (folders[0] / name).is_dir()
+        assert (folders[0] / "batch" / "tasks" / name).is_dir()
     lab.client.begin_delete_pool(pool, polling_interval=0.02).result()
     lab.refused(404, "PoolNotFound", lab.client.get_pool, pool)
     assert not any(folder.exists() for folder in folders)

@@ -104,11 +104,11 @@ def test_unknown_path_verb_and_parameter(lab: Lab) -> None:
         assert (answer[0], json.loads(answer[2])["code"]) == (status, code)
 
 
-def test_what_is_not_implemented_says_so(lab: Lab) -> None:
-    status, _, body = lab.raw("GET", "/jobschedules")
+def test_what_is_not_implemented_says_so(lab: Lab, pool: str) -> None:
+    status, _, body = lab.raw("GET", f"/pools/{pool}/nodes/{lab.nodes(pool)[0].id}/remoteloginsettings")
     assert status == 501
     assert json.loads(body)["code"] == "NotImplemented"
-    assert "list_job_schedules" in json.loads(body)["message"]["value"]
+    assert "logging in to nodes" in json.loads(body)["message"]["value"]
 
 
 @pytest.mark.parametrize(
@@ -190,3 +190,17 @@ def test_supported_images_and_applications(lab: Lab) -> None:
 def test_the_key_is_masked(lab: Lab) -> None:
     assert lab.emulator.account_key not in repr(lab.emulator)
     assert "***" in repr(lab.emulator)
+
+
+def test_what_the_service_reads_and_writes_in_its_own_way(lab: Lab) -> None:
+    """Numbers as text and durations of any writing come from the Azure CLI."""
+    name = lab.name("job")
+    limits = {"maxWallClockTime": "PT090M00.500S", "maxTaskRetryCount": "-1"}
+    given = {"id": name, "poolInfo": {"poolId": "p"}, "priority": "7", "constraints": limits, "odata.note": "none"}
+    assert lab.raw("POST", "/jobs", json.dumps(given).encode())[0] == 201
+    found = json.loads(lab.raw("GET", f"/jobs/{name}")[2])
+    assert (found["priority"], found["constraints"]["maxTaskRetryCount"]) == (7, -1)
+    assert found["constraints"]["maxWallClockTime"] == "PT1H30M0.5S"
+    for wrong in ("7.5", "seven", "", "99999999999"):
+        body = json.dumps({**given, "id": "other", "priority": wrong}).encode()
+        assert lab.raw("POST", "/jobs", body)[0] == 400

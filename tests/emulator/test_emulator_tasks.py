@@ -243,20 +243,27 @@ def test_invalid_tasks(lab: Lab, job: str, change: dict[str, Any], status: int, 
 
 
 class _Blobs(http.server.BaseHTTPRequestHandler):
+    asked = 0
+
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         listing = b"<?xml version='1.0'?><R><Blobs><Blob><Name>d/one</Name></Blob></Blobs><NextMarker/></R>"
         answers = {
             "/file": (200, b"content\n"),
             "/secret": (403, b""),
-            "/broken": (500, b""),
+            "/broken": (400, b""),
             "/box/d/one": (200, b"1"),
         }
         status, body = (200, listing) if "comp=list" in query else answers.get(path, (404, b""))
         if path == "/slow":
             time.sleep(3)
+        # What storage does at times: it is busy, and then its answer breaks off.
+        shaky, length = path == "/shaky", len(body)
+        if shaky:
+            _Blobs.asked += 1
+            status, body, length = (503, b"", 0) if _Blobs.asked == 1 else (200, b"con", 7 if _Blobs.asked == 2 else 3)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(body)
 
@@ -282,6 +289,13 @@ def test_resource_files(lab: Lab, job: str, blobs: str) -> None:
     ]
     task = lab.run(job, "sh -c 'cat in/a.txt box/d/one; stat -c %a in/a.txt b'", resource_files=files)
     assert lab.text(job, task.id) == "content\n1644\n770\n"
+
+
+def test_resource_files_are_asked_for_again_where_storage_is_busy_or_breaks_off(lab: Lab, job: str, blobs: str) -> None:
+    files = [models.ResourceFile(http_url=f"{blobs}/shaky", file_path="x")]
+    task = lab.run(job, "cat x", resource_files=files)
+    assert lab.text(job, task.id) == "con"
+    assert _Blobs.asked == 3
 
 
 @pytest.mark.parametrize(

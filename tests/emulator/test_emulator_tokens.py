@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from azure.batch import BatchClient, models
 from azure.core.credentials import AccessToken, AzureNamedKeyCredential
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from emulator_lab import Lab
 
 from joblib_azure.emulator import BatchEmulator
@@ -25,16 +28,25 @@ AUDIENCE = "https://batch.core.windows.net/"
 ISSUER = "https://sts.windows.net/11111111-2222-3333-4444-555555555555/"
 
 
-def token(**claims: Any) -> str:
+SIGNER = ec.generate_private_key(ec.SECP256R1())
+
+
+def token(signer: Any = SIGNER, alg: str = "ES256", **claims: Any) -> str:
     """A token of the right form; a claim that is None is left out."""
     now = time.time()
     full = {"aud": AUDIENCE, "iss": ISSUER, "iat": now, "nbf": now, "exp": now + 3600, "oid": "somebody", **claims}
-    parts: list[dict[str, Any]] = [
-        {"typ": "JWT", "alg": "RS256"},
-        {name: value for name, value in full.items() if value is not None},
-    ]
-    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
-    return ".".join([*encoded, "c2lnbmF0dXJl"])
+    return jwt.encode({name: value for name, value in full.items() if value is not None}, signer, alg)
+
+
+def unsigned(**head: Any) -> str:
+    """A token of which everything is right but what its head says of the signature."""
+    encoded = base64.urlsafe_b64encode(json.dumps(head).encode()).rstrip(b"=").decode()
+    return f"{encoded}.{token().split('.')[1]}.c2lnbmF0dXJl"
+
+
+def nested() -> str:
+    deep = base64.urlsafe_b64encode(b"[" * 20_000).decode()
+    return f"{token().split('.')[0]}.{deep}.c2lnbmF0dXJl"
 
 
 class Credential:
@@ -50,8 +62,18 @@ class Credential:
 
 
 @pytest.fixture(scope="module")
-def secured() -> Iterator[BatchEmulator]:
-    with BatchEmulator(tls=True, token_issuer=ISSUER, job_submitters=["submitter"]) as running:
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The public half of whoever signs."""
+    file = tmp_path_factory.mktemp("signer") / "public.pem"
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    file.write_bytes(SIGNER.public_key().public_bytes(encoding, form))
+    return file
+
+
+@pytest.fixture(scope="module")
+def secured(signer: Path) -> Iterator[BatchEmulator]:
+    options = {"token_issuer": ISSUER, "token_signer": signer, "job_submitters": ["submitter"]}
+    with BatchEmulator(tls=True, **options) as running:
         yield running
 
 
@@ -91,7 +113,15 @@ def test_the_key_of_the_certificate_is_its_owner_s(secured: BatchEmulator) -> No
         (token(iss="https://sts.windows.net/other/"), "wrong issuer"),
         ("opaque", "not a JSON Web Token"),
         ("a.b.c", "cannot be decoded"),
-        (f"e30.{token().split('.')[1]}.c2ln", "not signed"),
+        (token(exp=float("nan")), "has expired"),
+        (token(exp=float("inf")), "has expired"),
+        (token(ec.generate_private_key(ec.SECP256R1())), "is not its issuer's"),
+        (f"{token().rpartition('.')[0]}.{token(oid='other').rpartition('.')[2]}", "is not its issuer's"),
+        (token("a secret that nobody has, long enough", "HS256"), "is not signed with one of RS256, ES256"),
+        (unsigned(typ="JWT", alg="none"), "is not signed with one of"),
+        (unsigned(typ="JWT", alg="HS256"), "is not signed with one of"),
+        (unsigned(), "is not signed with one of"),
+        (nested(), "is not its issuer's"),
         (f"{token().rpartition('.')[0]}.", "not a JSON Web Token"),
     ],
 )
@@ -151,12 +181,27 @@ def test_a_token_may_name_what_else_the_subscription_has(secured: BatchEmulator)
     assert "pool own: its image (/subscriptions/s/…/images/i) exists in Azure only" in log
 
 
-def test_an_account_without_shared_keys(tmp_path: Path) -> None:
+def test_an_account_that_knows_no_signer_takes_no_token(lab: Lab) -> None:
+    """Or whoever reaches the port could have programs run as the emulator's user."""
+    status, _, body = lab.raw("GET", "/pools", sign=lambda _: f"Bearer {token()}")
+    assert status == 401
+    assert "this account has no signer" in body.decode()
+
+
+def test_a_signer_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    for name in ("missing", "text"):
+        with pytest.raises(ValueError, match=f"{name} is no PEM file of a certificate or a public key"):
+            BatchEmulator(token_signer=tmp_path / name)
+
+
+def test_an_account_without_shared_keys(tmp_path: Path, signer: Path) -> None:
     with BatchEmulator(tls=True) as maker:
         certfile, keyfile = (tmp_path / name for name in ("cert.pem", "key.pem"))
         certfile.write_bytes((maker.root / "emulator-cert.pem").read_bytes())
         keyfile.write_bytes((maker.root / "emulator-key.pem").read_bytes())
-    with BatchEmulator(certfile=certfile, keyfile=keyfile, refuse_shared_key=True) as emulator:
+    options = {"refuse_shared_key": True, "token_signer": signer}
+    with BatchEmulator(certfile=certfile, keyfile=keyfile, **options) as emulator:
         assert emulator.certificate == certfile
         key = AzureNamedKeyCredential(emulator.account_name, emulator.account_key)
         with pytest.raises(HttpResponseError) as caught:

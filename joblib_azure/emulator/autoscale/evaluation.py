@@ -6,7 +6,6 @@ that is read before it is set, and a read-only one that is set are errors of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,6 +18,8 @@ from .values import Value
 _DEDICATED, _SPOT, _OPTION = "$TargetDedicatedNodes", "$TargetLowPriorityNodes", "$NodeDeallocationOption"
 #: A target by its full name wins over its alias, whichever is set last.
 _TARGET_ALIASES = {"$TargetDedicated": _DEDICATED, "$TargetLowPriority": _SPOT}
+#: The service counts nodes in 32 bits.
+_MOST_NODES = float(2**31)
 _READ_WRITE = frozenset({_DEDICATED, _SPOT, _OPTION, *_TARGET_ALIASES})
 _READ_ONLY = frozenset({*METRICS, *RETIRED, *ALIASES})
 _METHODS = frozenset({"GetSample", "GetSamplePercent", "GetSamplePeriod", "Count", "HistoryBeginTime"})
@@ -164,7 +165,7 @@ class _Run:
         value = self.variables[name]
         if isinstance(value, tuple) and len(value) == 1:
             value = value[0]  # as the page's own example of preempted nodes has it: min(25, v.GetSample(…))
-        if not isinstance(value, float) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, float) or not 0 <= value < _MOST_NODES:
             raise EvaluationProblem(f"{name} is {values.written(value)}, which is no number of nodes")
         return int(value)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 
 from .. import times
 from .problems import EvaluationProblem
@@ -43,7 +43,8 @@ def _deviation(values: Vec) -> float:
     if len(values) < 2:
         raise EvaluationProblem("Function 'std' needs two values at least")
     mean = sum(values) / len(values)
-    return math.sqrt(sum((each - mean) ** 2 for each in values) / (len(values) - 1))
+    # A product of doubles is infinite where a power is an error.
+    return math.sqrt(sum((each - mean) * (each - mean) for each in values) / (len(values) - 1))
 
 
 def _round(value: float) -> float:
@@ -120,7 +121,10 @@ def _time(arguments: list[Value], now: datetime) -> datetime:
     found = times.parse_datetime(arguments[0]) or times.parse_http_date(arguments[0])
     if found is None:
         raise EvaluationProblem(f"'{arguments[0]}' is no date as W3C-DTF or RFC 1123 have it")
-    return found
+    try:
+        return found.astimezone(timezone.utc)
+    except OverflowError:
+        raise EvaluationProblem(f"'{arguments[0]}' is out of range") from None
 
 
 def _pick(name: str, arguments: list[Value]) -> float:

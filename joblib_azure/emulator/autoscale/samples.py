@@ -126,10 +126,10 @@ class Reading:
 
     def _sample(self, arguments: list[Value]) -> Vec:
         if len(arguments) == 1 and isinstance(arguments[0], float):
-            count = int(arguments[0])
-            if count < 0:
-                raise EvaluationProblem(f"GetSample({count}): a number of samples is expected")
-            return tuple(self.values[len(self.values) - min(count, len(self.values)) :])
+            count = arguments[0]
+            if not count >= 0:  # no number is neither
+                raise EvaluationProblem(f"GetSample({count:g}): a number of samples is expected")
+            return tuple(self.values[len(self.values) - int(min(count, len(self.values))) :])
         given, wanted = list(arguments), None
         if len(given) > 1 and isinstance(given[-1], float):
             wanted = given.pop()
@@ -152,7 +152,7 @@ class Reading:
             if isinstance(each, Interval):
                 try:
                     ends.append(self.now - timedelta(seconds=each.seconds) / self.rate)
-                except OverflowError:
+                except (OverflowError, ValueError):
                     raise EvaluationProblem(f"{method}: the interval is out of range") from None
             elif isinstance(each, datetime):
                 ends.append(each)

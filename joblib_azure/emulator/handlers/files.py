@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from .. import conditions, errors, odata, times, wire
 from ..calls import Answer, Call, handles
 from . import nodes, tasks
 
+#: A file has at most 19 digits of bytes; Python takes longer numbers for an attack.
+_RANGE = re.compile(r"\s*bytes\s*=\s*(?P<first>[0-9]{1,19})\s*-\s*(?P<last>[0-9]{1,19})?\s*")
 _FIELDS = {"name": odata.prefix(lambda entry: entry[0])}
 
 
@@ -37,13 +40,18 @@ def _task_root(call: Call) -> tuple[Path, str]:
 
 def _node_root(call: Call) -> tuple[Path, str]:
     node = nodes.find(call)
+    if node.state in ("preempted", "deallocating", "deallocated"):
+        raise errors.invalid_for_state(f"The node is {node.state}: its disk is gone.")
     if not node.root.is_dir():
         raise errors.conflict("NodeBeingCreated", "The specified node is being created.")
     return node.root, f"{wire.node_url(call.base, node)}/files"
 
 
 def _resolve(root: Path, relative: str) -> Path:
-    """The file below `root`; whatever leaves it, by ``..`` or over a symbolic link, does not exist."""
+    """The file or folder below `root`; whatever leaves it, by ``..`` or over a symbolic link, does not exist.
+
+    Nor does what is neither: who opens a pipe waits for whoever writes into it.
+    """
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\0" in relative:
         raise errors.file_not_found()
@@ -51,9 +59,10 @@ def _resolve(root: Path, relative: str) -> Path:
     found = real_root / pure
     try:
         real = found.resolve(strict=True)
+        mode = real.stat().st_mode
     except (OSError, RuntimeError):
         raise errors.file_not_found() from None
-    if not real.is_relative_to(real_root):
+    if not real.is_relative_to(real_root) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise errors.file_not_found()
     return real
 
@@ -90,7 +99,7 @@ def _scan(root: Path, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
 def _shape(entry: tuple[str, os.stat_result], url: str) -> dict[str, Any]:
     name, found = entry
     directory = stat.S_ISDIR(found.st_mode)
-    shape: dict[str, Any] = {"name": name, "url": f"{url}/{quote(name)}", "isDirectory": directory}
+    shape: dict[str, Any] = {"name": name, "url": f"{url}/{quote(os.fsencode(name))}", "isDirectory": directory}
     if not directory:
         shape["properties"] = {
             "creationTime": times.iso(_moment(found.st_ctime)),
@@ -124,7 +133,10 @@ def _headers(path: Path, found: os.stat_result, url: str) -> dict[str, str]:
 def _open(call: Call, root: Path, url: str) -> tuple[Path, os.stat_result, dict[str, str]]:
     relative = call.params["filePath"]
     path = _resolve(root, relative)
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError:  # gone since
+        raise errors.file_not_found() from None
     headers = _headers(path, found, f"{url}/{quote(relative)}")
     conditions.check(call.headers, headers["ETag"].strip('"'), _moment(found.st_mtime), read=True)
     return path, found, headers
@@ -134,21 +146,23 @@ def _range(text: str | None, size: int) -> tuple[int, int] | None:
     """First and last byte of an ``ocp-range`` (``bytes=first-last``, ``bytes=first-``)."""
     if not text:
         return None
-    unit, _, spans = text.partition("=")
-    first, dash, last = spans.partition("-")
-    if unit.strip() != "bytes" or not dash or not first.strip().isdigit() or "," in spans:
+    found = _RANGE.fullmatch(text)
+    if found is None:
         raise errors.invalid_header("ocp-range", text, "Expected bytes=first-last.")
-    start = int(first)
-    end = int(last) if last.strip().isdigit() else size - 1
+    start = int(found["first"])
+    end = int(found["last"]) if found["last"] else size - 1
     if start >= size or end < start:
         raise errors.invalid_range(text, size)
     return start, min(end, size - 1)
 
 
 def _read(path: Path, start: int, count: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(count)
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(count)
+    except OSError:  # gone since, or its owner lets nobody read it
+        raise errors.file_not_found() from None
 
 
 async def _download(call: Call, root: Path, url: str) -> Answer:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import checks, errors, odata, wire
+from .. import autopools, checks, errors, odata, outputfiles, wire
 from ..calls import Answer, Call, handles
 from ..jobs import OVER
 from ..state import Job
 
-FIELDS = {
-    "id": odata.text(lambda job: job.id),
+#: https://learn.microsoft.com/rest/api/batchservice/odata-filters-in-batch, as the tables of the other resources.
+FIELDS_IN_SCHEDULE = {
     "state": odata.state(lambda job: job.state),
     "stateTransitionTime": odata.moment(lambda job: job.state_since),
     "creationTime": odata.moment(lambda job: job.created),
     "lastModified": odata.moment(lambda job: job.modified),
-    "priority": odata.number(lambda job: job.priority),
     "executionInfo/startTime": odata.moment(lambda job: job.progress.start),
     "executionInfo/endTime": odata.moment(lambda job: job.progress.end),
     "executionInfo/poolId": odata.text(lambda job: job.pool_id),
 }
+FIELDS = {"id": odata.text(lambda job: job.id), **FIELDS_IN_SCHEDULE}
 _PREPARATION_FIELDS = {
-    "poolId": odata.text(lambda each: each.node.pool.id),
-    "nodeId": odata.text(lambda each: each.node.id),
+    "poolId": odata.equal(lambda each: each.node.pool.id),
+    "nodeId": odata.equal(lambda each: each.node.id),
     "jobPreparationTaskExecutionInfo/state": odata.state(lambda each: each.progress.state),
     "jobPreparationTaskExecutionInfo/result": odata.state(lambda each: each.progress.result),
     "jobPreparationTaskExecutionInfo/startTime": odata.moment(lambda each: each.progress.start),
@@ -30,6 +30,8 @@ _PREPARATION_FIELDS = {
     "jobPreparationTaskExecutionInfo/exitCode": odata.number(lambda each: each.progress.exit_code),
     "jobReleaseTaskExecutionInfo/state": odata.state(lambda each: each.release and each.release.state),
     "jobReleaseTaskExecutionInfo/result": odata.state(lambda each: each.release and each.release.result),
+    "jobReleaseTaskExecutionInfo/startTime": odata.moment(lambda each: each.release and each.release.start),
+    "jobReleaseTaskExecutionInfo/endTime": odata.moment(lambda each: each.release and each.release.end),
     "jobReleaseTaskExecutionInfo/exitCode": odata.number(lambda each: each.release and each.release.exit_code),
 }
 _UPDATABLE = (
@@ -63,25 +65,41 @@ def _find_for_update(call: Call) -> Job:
 async def create_job(call: Call) -> Answer:
     body = call.body
     checks.identifier(body["id"])
-    checks.refuse(body, "jobManagerTask")
-    _check_common(body)
-    for name in ("jobPreparationTask", "jobReleaseTask"):
-        if name in body:
-            checks.runnable(body[name], f"{name}.")
-            checks.constraints(body[name], f"{name}.constraints")
-            checks.identifier(body[name].get("id", "x"), f"{name}.id")
-    if "jobReleaseTask" in body and "jobPreparationTask" not in body:
-        reason = "A job release task needs a job preparation task."
-        raise errors.invalid_property("jobReleaseTask", body["jobReleaseTask"].get("id", ""), reason)
-    for name in ("maxWallClockTime", "retentionTime"):
-        checks.duration(body.get("jobReleaseTask", {}).get(name), f"jobReleaseTask.{name}")
+    checks.display_name(body)
+    check_specification(call, body)
     job = call.engine.jobs.add(body)
     url = wire.job_url(call.base, job)
     return call.done(job, url, Location=url)
 
 
+def check_specification(call: Call, body: dict[str, Any]) -> None:
+    """What is asked of a new job, be it added or made by a schedule."""
+    _check_common(body)
+    autopools.check(body["poolInfo"], token=call.principal.token)
+    for name in ("jobManagerTask", "jobPreparationTask", "jobReleaseTask"):
+        if name in body:
+            checks.runnable(body[name], f"{name}.")
+            checks.constraints(body[name], f"{name}.constraints")
+            checks.identifier(body[name].get("id", "x"), f"{name}.id")
+    if "jobManagerTask" in body:
+        _check_manager(body)
+    if "jobReleaseTask" in body and "jobPreparationTask" not in body:
+        reason = "A job release task needs a job preparation task."
+        raise errors.invalid_property("jobReleaseTask", body["jobReleaseTask"].get("id", ""), reason)
+    for name in ("maxWallClockTime", "retentionTime"):
+        checks.duration(body.get("jobReleaseTask", {}).get(name), f"jobReleaseTask.{name}")
+
+
+def _check_manager(body: dict[str, Any]) -> None:
+    manager = body["jobManagerTask"]
+    checks.display_name(manager)
+    checks.packages(manager)
+    outputfiles.check(manager.get("outputFiles", []), "jobManagerTask.outputFiles")
+    checks.between(manager, "requiredSlots", 1, 256)
+    checks.other_id(body, manager["id"])
+
+
 def _check_common(body: dict[str, Any]) -> None:
-    checks.display_name(body)
     checks.metadata(body)
     checks.between(body, "priority", -1000, 1000)
     checks.constraints(body)
@@ -89,21 +107,21 @@ def _check_common(body: dict[str, Any]) -> None:
         raise errors.invalid_property("maxParallelTasks", body["maxParallelTasks"], "-1, or above 0.")
     if body.get("allowTaskPreemption"):
         raise errors.not_implemented("allowTaskPreemption")
-    if "poolInfo" in body:
-        if "autoPoolSpecification" in body["poolInfo"]:
-            raise errors.not_implemented("autoPoolSpecification: create the pool, and give its poolId")
-        if not body["poolInfo"].get("poolId"):
-            raise errors.missing_property("poolInfo.poolId")
 
 
 @handles("list_jobs")
 async def list_jobs(call: Call) -> Answer:
+    return listing(call, list(call.engine.account.jobs.values()), FIELDS)
+
+
+def listing(call: Call, jobs: list[Job], fields: dict[str, odata.Field]) -> Answer:
+    """Some of the account's jobs."""
     return call.listing(
-        list(call.engine.account.jobs.values()),
+        jobs,
         lambda job: wire.job(job, call.base),
         metadata="jobs",
         key=lambda job: job.sequence,
-        fields=FIELDS,
+        fields=fields,
         type_name="BatchJob",
     )
 
@@ -119,8 +137,10 @@ async def get_job(call: Call) -> Answer:
 async def update_job(call: Call) -> Answer:
     job = _find_for_update(call)
     _check_common(call.body)
-    _check_pool_change(job, call.body)
-    return _apply(call, job, {**job.spec, **_writable(call.body)})
+    _check_ending(job, call.body.get("onAllTasksComplete", "terminatejob"))
+    if "poolInfo" in call.body and job.state != "disabled":
+        raise _pool_stays()
+    return _apply(call, job, {**job.spec, **_writable(job, call.body)})
 
 
 @handles("replace_job")
@@ -129,19 +149,48 @@ async def replace_job(call: Call) -> Answer:
     if "poolInfo" not in call.body:
         raise errors.missing_property("poolInfo")
     _check_common(call.body)
-    _check_pool_change(job, call.body)
+    _check_ending(job, call.body.get("onAllTasksComplete", "noaction"))
+    # a client has to send the pool here, so sending what there is changes nothing
+    if not _same_pool(job.spec["poolInfo"], call.body["poolInfo"]) and job.state != "disabled":
+        raise _pool_stays()
     kept = {name: value for name, value in job.spec.items() if name not in _UPDATABLE or name == "onTaskFailure"}
-    return _apply(call, job, {**kept, **_writable(call.body)})
+    return _apply(call, job, {**kept, **_writable(job, call.body)})
 
 
-def _writable(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name in _UPDATABLE and name != "onTaskFailure"}
+def _writable(job: Job, body: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in body.items() if name in _UPDATABLE and name != "onTaskFailure"}
+    if "poolInfo" in found:
+        found["poolInfo"] = _new_pool(job, found["poolInfo"])
+    return found
 
 
-def _check_pool_change(job: Job, body: dict[str, Any]) -> None:
-    wanted = body.get("poolInfo", {}).get("poolId", job.pool_id)
-    if wanted.lower() != job.pool_id.lower() and job.state != "disabled":
-        raise errors.invalid_for_state("The pool of a job can be changed only while the job is disabled.")
+def _new_pool(job: Job, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The pool of a job that is disabled; of one that was made for it, only whether it stays can be changed."""
+    auto = job.spec["poolInfo"].get("autoPoolSpecification")
+    given = wanted.get("autoPoolSpecification")
+    if auto is None and given is None and wanted.get("poolId"):
+        return wanted
+    if auto is None or given is None or (job.shares_pool and given != auto):
+        reason = "Only keepAlive of an auto pool with the lifetime of the job can be changed."
+        raise errors.invalid_property("poolInfo", "autoPoolSpecification", reason)
+    return {"autoPoolSpecification": {**auto, "keepAlive": given.get("keepAlive", False)}}
+
+
+def _same_pool(has: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    if "autoPoolSpecification" in has:
+        keeps = [info.get("autoPoolSpecification", {}).get("keepAlive", False) for info in (has, wanted)]
+        return "autoPoolSpecification" in wanted and keeps[0] == keeps[1]
+    return str(wanted.get("poolId", "")).lower() == str(has["poolId"]).lower()
+
+
+def _pool_stays() -> errors.BatchError:
+    return errors.invalid_for_state("The pool of a job can be changed only while the job is disabled.")
+
+
+def _check_ending(job: Job, wanted: str) -> None:
+    if job.spec.get("onAllTasksComplete") == "terminatejob" and wanted == "noaction":
+        reason = "A job that ends with its tasks (terminatejob) cannot be changed back."
+        raise errors.invalid_property("onAllTasksComplete", wanted, reason)
 
 
 def _apply(call: Call, job: Job, spec: dict[str, Any]) -> Answer:

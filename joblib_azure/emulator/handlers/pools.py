@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
-from typing import Any
 
-from .. import checks, errors, images, mounts, odata, times, vmsizes, wire
-from ..autoscale import Formula
-from ..autoscaler import DEFAULT_INTERVAL, LEAST_INTERVAL, MOST_INTERVAL, Autoscaler, run
+from .. import checks, errors, mounts, odata, poolspec, times, wire
+from ..autoscaler import Autoscaler, run
 from ..calls import Answer, Call, handles
 from ..state import Pool
-
-_log = logging.getLogger(__name__)
 
 FIELDS = {
     "id": odata.text(lambda pool: pool.id),
@@ -23,9 +18,9 @@ FIELDS = {
     "allocationState": odata.state(lambda pool: pool.allocation_state),
     "allocationStateTransitionTime": odata.moment(lambda pool: pool.allocation_since),
     "enableAutoScale": odata.flag(lambda pool: pool.autoscale is not None),
-    "vmSize": odata.text(lambda pool: pool.spec["vmSize"].lower()),
+    "enableInterNodeCommunication": odata.flag(lambda pool: pool.spec.get("enableInterNodeCommunication", False)),
+    "vmSize": odata.equal(lambda pool: pool.spec["vmSize"].lower()),
 }
-_LEAST_RESIZE = timedelta(minutes=5)
 _MOST_NODES_REMOVED = 100
 
 
@@ -52,100 +47,11 @@ def _steady(pool: Pool) -> None:
 
 @handles("create_pool")
 async def create_pool(call: Call) -> Answer:
-    body = call.body
-    checks.identifier(body["id"])
-    cores = vmsizes.cores_of(body["vmSize"])
-    if cores is None:
-        reason = "Not the name of a VM size (Standard_D4s_v5, …) nor of the emulator's own (Emulated_C<cores>)."
-        raise errors.invalid_property("vmSize", body["vmSize"], reason)
-    _check_common(body)
-    _check_machine(call)
-    _check_network(call)
-    slots = body.get("taskSlotsPerNode", 1)
-    most = min(4 * cores, 256)
-    if not 1 <= slots <= most:
-        reason = f"The value must lie between 1 and {most} (4 times the {cores} cores of the node, at most 256)."
-        raise errors.invalid_property("taskSlotsPerNode", slots, reason)
-    formula = _check_scale(body)
-    interval = _interval(body)
-    timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=_LEAST_RESIZE)
-    pool = Pool(
-        id=body["id"],
-        state="active",
-        spec=body,
-        cores=cores,
-        slots=slots,
-        target_dedicated=body.get("targetDedicatedNodes", 0),
-        target_spot=body.get("targetLowPriorityNodes", 0),
-        resize_timeout=timeout or timedelta(minutes=15),
-    )
-    call.engine.allocation.add(pool)
-    mounts.check(body, warn=pool.id)
-    call.engine.allocation.resize(pool, pool.target_dedicated, pool.target_spot, "requeue")
-    if formula is not None:
-        call.engine.autoscaler.start(pool, formula, interval or DEFAULT_INTERVAL)
+    checks.identifier(call.body["id"])
+    poolspec.check(call.body, token=call.principal.token, name=call.body["id"])
+    pool = call.engine.allocation.create(call.body["id"], call.body)
     url = wire.pool_url(call.base, pool.id)
     return call.done(pool, url, Location=url)
-
-
-def _check_scale(body: dict[str, Any]) -> Formula | None:
-    """The formula of a pool that scales by itself; either that or targets are given."""
-    if body.get("enableAutoScale"):
-        for name in ("targetDedicatedNodes", "targetLowPriorityNodes"):
-            if name in body:
-                raise errors.invalid_property(name, body[name], "Not allowed if enableAutoScale is true.")
-        if "autoScaleFormula" not in body:
-            raise errors.missing_property("autoScaleFormula")
-        return Autoscaler.parse(body["autoScaleFormula"])
-    for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):
-        if name in body:
-            raise errors.invalid_property(name, body[name], "Not allowed unless enableAutoScale is true.")
-    if "targetDedicatedNodes" not in body and "targetLowPriorityNodes" not in body:
-        raise errors.missing_property("targetDedicatedNodes")
-    return None
-
-
-def _interval(body: dict[str, Any]) -> timedelta | None:
-    name = "autoScaleEvaluationInterval"
-    found = checks.duration(body.get(name), name)
-    if found is not None and not LEAST_INTERVAL <= found <= MOST_INTERVAL:
-        raise errors.invalid_property(name, body[name], "The interval must lie between 5 minutes and 168 hours.")
-    return found
-
-
-def _check_common(body: dict[str, Any]) -> None:
-    """What creating and updating have in common."""
-    checks.display_name(body)
-    checks.metadata(body)
-    checks.packages(body)
-    mounts.check(body)
-    checks.between(body, "targetDedicatedNodes", 0)
-    checks.between(body, "targetLowPriorityNodes", 0)
-    if "startTask" in body:
-        checks.runnable(body["startTask"], "startTask.")
-        if body["startTask"].get("maxTaskRetryCount", 0) < -1:
-            value = body["startTask"]["maxTaskRetryCount"]
-            raise errors.invalid_property("startTask.maxTaskRetryCount", value, "At least -1.")
-
-
-def _check_machine(call: Call) -> None:
-    body = call.body
-    machine = body.get("virtualMachineConfiguration")
-    if machine is None:
-        raise errors.missing_property("virtualMachineConfiguration")
-    own = images.check(machine, token=call.principal.token)
-    if own:
-        _log.warning(
-            "pool %s: its image (%s) exists in Azure only", call.body.get("id", call.params.get("poolId")), own
-        )
-
-
-def _check_network(call: Call) -> None:
-    network = call.body.get("networkConfiguration", {})
-    if network.get("subnetId"):
-        if not call.principal.token:
-            raise errors.needs_token("Network")
-        _log.warning("pool %s: its subnet exists in Azure only", call.body.get("id", call.params.get("poolId")))
 
 
 @handles("list_pools")
@@ -201,18 +107,10 @@ async def update_pool(call: Call) -> Answer:
     changed = [name for name in _NEEDS_EMPTY if name in body]
     if changed and pool.nodes:
         raise errors.invalid_for_state(f"{', '.join(changed)} can only be changed while the pool has no nodes.")
-    _check_common(body)
-    if "virtualMachineConfiguration" in body:
-        _check_machine(call)
-    _check_network(call)
+    poolspec.check_change(body, token=call.principal.token, name=pool.id)
     mounts.check(body, warn=pool.id)
-    cores = vmsizes.cores_of(body.get("vmSize", pool.spec["vmSize"]))
-    if cores is None:
-        raise errors.invalid_property("vmSize", body["vmSize"], "Not the name of a VM size.")
-    slots = body.get("taskSlotsPerNode", pool.slots)
-    if not 1 <= slots <= min(4 * cores, 256):
-        raise errors.invalid_property("taskSlotsPerNode", slots, f"Between 1 and {min(4 * cores, 256)}.")
-    pool.cores, pool.slots = cores, slots
+    shape = {"vmSize": pool.spec["vmSize"], "taskSlotsPerNode": pool.slots, **body}
+    pool.cores, pool.slots = poolspec.cores_and_slots(shape)
     pool.spec = {**pool.spec, **body}
     pool.touch()
     return call.done(pool)
@@ -221,7 +119,7 @@ async def update_pool(call: Call) -> Answer:
 @handles("replace_pool_properties")
 async def replace_pool_properties(call: Call) -> Answer:
     pool = find_active(call)
-    _check_common(call.body)
+    poolspec.check_common(call.body)
     kept = {name: value for name, value in pool.spec.items() if name not in ("startTask", "metadata")}
     kept.pop("applicationPackageReferences", None)
     pool.spec = {**kept, **call.body}
@@ -240,7 +138,7 @@ async def resize_pool(call: Call) -> Answer:
     checks.between(body, "targetLowPriorityNodes", 0)
     if "targetDedicatedNodes" not in body and "targetLowPriorityNodes" not in body:
         raise errors.missing_property("targetDedicatedNodes")
-    timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=_LEAST_RESIZE)
+    timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=poolspec.LEAST_RESIZE)
     pool.resize_timeout = timeout or timedelta(minutes=15)
     call.engine.allocation.resize(
         pool,
@@ -266,7 +164,7 @@ async def remove_nodes(call: Call) -> Answer:
     names = body["nodeList"]
     if not 1 <= len(names) <= _MOST_NODES_REMOVED:
         raise errors.invalid_property("nodeList", len(names), f"Between 1 and {_MOST_NODES_REMOVED} nodes.")
-    timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=_LEAST_RESIZE)
+    timeout = checks.duration(body.get("resizeTimeout"), "resizeTimeout", least=poolspec.LEAST_RESIZE)
     by_id = {node.id.lower(): node for node in pool.live_nodes()}
     missing = [name for name in names if name.lower() not in by_id]
     if missing:
@@ -282,7 +180,7 @@ async def enable_pool_auto_scale(call: Call) -> Answer:
     pool = find_active(call)
     text = call.body.get("autoScaleFormula")
     formula = Autoscaler.parse(text) if text is not None else None
-    call.engine.autoscaler.enable(pool, formula, _interval(call.body))
+    call.engine.autoscaler.enable(pool, formula, poolspec.interval(call.body))
     return call.done(pool)
 
 

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import checks, errors, odata, times, wire
+from .. import checks, errors, odata, outputfiles, times, wire
 from ..calls import Answer, Call, handles
 from ..jobs import OVER
 from ..state import Job, Task
 from . import jobs
 
 MOST_IN_COLLECTION = 100
+_MOST_DEPENDENCIES = 64_000  # characters; documented at BatchTaskDependencies.taskIds
 FIELDS = {
     "id": odata.text(lambda task: task.id),
     "state": odata.state(lambda task: task.state),
     "stateTransitionTime": odata.moment(lambda task: task.state_since),
-    "previousState": odata.state(lambda task: task.previous_state),
-    "previousStateTransitionTime": odata.moment(lambda task: task.previous_since),
     "creationTime": odata.moment(lambda task: task.created),
     "lastModified": odata.moment(lambda task: task.modified),
     "executionInfo/startTime": odata.moment(lambda task: task.progress.start),
     "executionInfo/endTime": odata.moment(lambda task: task.progress.end),
     "executionInfo/exitCode": odata.number(lambda task: task.progress.exit_code),
     "executionInfo/result": odata.state(lambda task: task.progress.result),
-    "executionInfo/retryCount": odata.number(lambda task: task.progress.retry_count),
-    "executionInfo/requeueCount": odata.number(lambda task: task.progress.requeue_count),
-    "nodeInfo/nodeId": odata.text(lambda task: task.node and task.node.id),
-    "nodeInfo/poolId": odata.text(lambda task: task.node and task.node.pool.id),
 }
 
 
@@ -50,7 +45,8 @@ def _check(call: Call, job: Job, body: dict[str, Any]) -> None:
     checks.runnable(body, "")
     checks.constraints(body)
     checks.packages(body)
-    checks.refuse(body, "multiInstanceSettings", "outputFiles")
+    checks.refuse(body, "multiInstanceSettings")
+    outputfiles.check(body.get("outputFiles", []), "outputFiles")
     pool = call.engine.account.pools.get(job.pool_id.lower())
     most = pool.slots if pool is not None else 256
     if not 1 <= body.get("requiredSlots", 1) <= most:
@@ -63,15 +59,14 @@ def _check(call: Call, job: Job, body: dict[str, Any]) -> None:
     if "dependsOn" in body and not job.spec.get("usesTaskDependencies"):
         text = "Task dependencies need a job with usesTaskDependencies set to true."
         raise errors.BatchError(400, "TaskDependenciesNotSpecifiedOnJob", text)
+    if sum(map(len, body.get("dependsOn", {}).get("taskIds", []))) > _MOST_DEPENDENCIES:
+        text = f"The ids that the task depends on have more than {_MOST_DEPENDENCIES} characters together."
+        raise errors.BatchError(400, "TaskDependencyListTooLong", text)
     for each in body.get("dependsOn", {}).get("taskIdRanges", []):
         if each["end"] < each["start"]:
             raise errors.invalid_property("dependsOn.taskIdRanges", each, "The end lies before the start.")
     _check_exit_conditions(job, body)
-    for name, code in (("jobPreparationTask", "Preparation"), ("jobReleaseTask", "Release")):
-        other = job.spec.get(name)
-        if other is not None and other.get("id", name[:-4].lower()).lower() == body["id"].lower():
-            text = f"The id of the task is that of the job {code.lower()} task."
-            raise errors.conflict(f"TaskIdSameAsJob{code}Task", text)
+    checks.other_id(job.spec, body["id"])
 
 
 def _check_exit_conditions(job: Job, body: dict[str, Any]) -> None:
@@ -186,4 +181,4 @@ async def reactivate_task(call: Call) -> Answer:
 @handles("list_subtasks")
 async def list_subtasks(call: Call) -> Answer:
     find(call)
-    raise errors.not_implemented("subtasks: it has no multi-instance tasks")
+    return call.json({"value": []}, metadata="subtasks")  # documented for tasks that are not multi-instance
