@@ -1,13 +1,15 @@
 """Azurite, the storage emulator: one that runs already, and the few facts about it that others need.
 
-`find_running` looks for one that somebody else runs on the usual port; it is used as it is, never stopped. An
-own one is found or installed by `install.py` and started by the guard (`guard.py`).
+`find_running` looks for one that this user runs on the usual port; it is used as it is, never stopped. An own one is
+found or installed by `install.py` and started by the guard (`guard.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 _DEVELOPMENT_ACCOUNT = "devstoreaccount1"
 _DEVELOPMENT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 USUAL_PORT = 10000
+# States of sockets in Linux's table of them, and where it is (proc(5)).
+_LISTENING = "0A"
+_SOCKETS = ("/proc/net/tcp", "/proc/net/tcp6")
 # Loopback answers in a millisecond or two; whatever takes longer is not worth waiting for.
 _PROBE_TIMEOUT = 0.2
 
@@ -98,7 +103,10 @@ def count_requests(log: Path) -> int:
 
 
 def find_running(port: int = USUAL_PORT) -> str | None:
-    """Look for an Azurite that somebody runs already, with the published development account.
+    """Look for an Azurite that this user runs already, or the machine's administrator, with the published account.
+
+    Another user's is left alone: it would be given what calls are given and what they return, and its key is known to
+    everybody.
 
     Parameters
     ----------
@@ -120,6 +128,9 @@ def find_running(port: int = USUAL_PORT) -> str | None:
         server.close()
     if not header.startswith("Azurite-Blob/"):
         return None
+    if not _listeners(port) <= {0, os.getuid()}:
+        logger.info("%s on 127.0.0.1:%d is not used: it is another user's", header, port)
+        return None
     from azure.core.exceptions import AzureError
 
     connection = connection_string(_DEVELOPMENT_ACCOUNT, _DEVELOPMENT_KEY, port)
@@ -131,3 +142,16 @@ def find_running(port: int = USUAL_PORT) -> str | None:
         return None
     logger.info("Using %s, which runs on 127.0.0.1:%d", header, port)
     return connection
+
+
+def _listeners(port: int) -> set[int]:
+    """Return the ids of the users whose processes listen on a port of this machine; none where there is no table."""
+    found = set()
+    for table in _SOCKETS:
+        with contextlib.suppress(OSError), open(table) as file:
+            next(file, None)
+            for line in file:
+                _, local, _, state, _, _, _, user, *_ = line.split()
+                if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                    found.add(int(user))
+    return found

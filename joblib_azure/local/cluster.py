@@ -11,22 +11,30 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
 from ..cluster import Cluster
 from ..cluster.connections import Connections
 from ..config import AccountConfig, ClusterConfig
-from ..errors import LocalClusterError, MissingExtraError
-from .host import LocalHost
+from ..errors import JoblibAzureError, LocalClusterError, MissingExtraError
+from ..retries import SERVICE_SECONDS
+from ..service import BlobService
+from .host import LocalHost, emulator_flags
+from .storm import CHAOS_VARIABLE, Storm, chaos_schedule
+
+if TYPE_CHECKING:
+    from ..chaos.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that the emulator and Azurite may take to start, Azurite's installation not counted.
 _START_SECONDS = 60.0
-#: Seconds that the first emulated node may take; it has no machine to boot.
+#: Seconds that the first emulated node may take, beyond those that it is told to boot; it has no machine to boot.
 _NODE_SECONDS = 60.0
 #: What the extra [local] brings that nothing else does.
 _EXTRA = ("starlette", "uvicorn", "psutil")
@@ -52,6 +60,14 @@ def machine_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _sizes(nodes: int, spot: int) -> dict[str, Any]:
+    if not spot:
+        return {"nodes": nodes, "pool_size": {"autoscale_formula": "FIXED"}}
+    both = {"dedicated_nodes": nodes - spot, "spot_nodes": spot}
+    bounds = {kind: {"min": count, "max": count} for kind, count in both.items()}
+    return {"pool_size": {**bounds, "autoscale_formula": "FIXED"}}
+
+
 class LocalCluster(Cluster):
     """A pool of emulated nodes on this machine.
 
@@ -63,6 +79,20 @@ class LocalCluster(Cluster):
         the machine has enough of them.
     max_tasks_per_node : int, default 1
         Task slots of a node, 1 to 4 for each core.
+    workers_per_node : int, optional
+        Workers that compute at once on a node, over all of its task slots; by default its cores.
+    warm_runners : bool, default True
+        Keep processes with the calls' imports done on the nodes between tasks. Without, each task starts its own.
+    spot_nodes : int, default 0
+        How many of the nodes are spot nodes, which may be preempted (`joblib_azure.emulator.control`).
+    service_timeout : float, default 120
+        Seconds for which the two servers may refuse requests, or not answer, before the calls fail.
+    emulator : mapping of str to object, optional
+        Options of the emulated account, as `joblib_azure.emulator.BatchEmulator` takes them by keyword
+        (``{"dispatch_seconds": 2.0}``), to try how code fares on a slower service.
+    chaos : int, path or Schedule, optional
+        For tests of code, and of this package: the seed of a storm of faults, or a file that says which strike when
+        (docs/faults.md). By default what ``JOBLIB_AZURE_CHAOS`` names. `storm` tells what has struck.
     notify : callable, optional
         Called with a line for the user before something takes long, that is an installation of Azurite; by
         default the line is logged as a warning, which Python shows where nobody has configured logging.
@@ -70,7 +100,7 @@ class LocalCluster(Cluster):
     Raises
     ------
     ConfigurationError
-        Where a number is out of its bounds. Nothing was started then.
+        Where a number is out of its bounds, or the emulator has no such option. Nothing was started then.
     MissingExtraError
         Where the package was installed without its extra ``[local]``.
 
@@ -93,9 +123,18 @@ class LocalCluster(Cluster):
         cores_per_node: int | None = None,
         max_tasks_per_node: int = 1,
         *,
+        workers_per_node: int | None = None,
+        warm_runners: bool = True,
+        spot_nodes: int = 0,
+        service_timeout: float = SERVICE_SECONDS,
+        emulator: Mapping[str, Any] | None = None,
+        chaos: int | str | Path | Schedule | None = None,
         notify: Callable[[str], None] = logger.warning,
     ) -> None:
         _check_extra()
+        chaos = os.environ.get(CHAOS_VARIABLE) or None if chaos is None else chaos
+        self._schedule = None if chaos is None else chaos_schedule(chaos)
+        self._emulator_flags = emulator_flags(emulator or {})
         machine = machine_cores()
         cores = max(1, machine // max(1, nodes)) if cores_per_node is None else cores_per_node
         config = ClusterConfig.read(
@@ -103,14 +142,17 @@ class LocalCluster(Cluster):
                 "name": "local",
                 "vm_size": f"Emulated_C{cores}",
                 "cores": cores,
-                "nodes": nodes,
-                "pool_size": {"autoscale_formula": "FIXED"},
+                **_sizes(nodes, spot_nodes),
                 "max_tasks_per_node": max_tasks_per_node,
+                "workers_per_node": workers_per_node,
+                "warm_runners": warm_runners,
+                "service_timeout": service_timeout,
                 "python": sys.executable,
-                "node_timeout": _NODE_SECONDS,
+                "node_timeout": _NODE_SECONDS + (emulator or {}).get("boot_seconds", 0.0),
             },
             f"LocalCluster(nodes={nodes!r}, cores_per_node={cores_per_node!r}, "
-            f"max_tasks_per_node={max_tasks_per_node!r})",
+            f"max_tasks_per_node={max_tasks_per_node!r}, workers_per_node={workers_per_node!r}, "
+            f"warm_runners={warm_runners!r}{f', spot_nodes={spot_nodes!r}' if spot_nodes else ''})",
         )
         if cores > machine:
             raise LocalClusterError(
@@ -160,6 +202,13 @@ class LocalCluster(Cluster):
         """How to reach Azurite."""
         return self.host.storage_connection_string
 
+    @property
+    def storm(self) -> Storm:
+        """What has struck of its storm of faults; `LocalClusterError` where it has none, or is not started."""
+        if self.host.storm is None:
+            raise LocalClusterError(f"this cluster has no storm: make one with chaos=, or set {CHAOS_VARIABLE}")
+        return self.host.storm
+
     def open(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Start the servers, if they do not run, and create the pool.
 
@@ -172,7 +221,8 @@ class LocalCluster(Cluster):
             if self._host is not None and not self._host.alive():
                 self._stop()
             if self._host is None:
-                host = LocalHost(notify=self._notify)
+                host = LocalHost(notify=self._notify, emulator_flags=self._emulator_flags, schedule=self._schedule)
+                self.step("starting the Batch emulator and Azurite", _START_SECONDS)
                 host.start(_START_SECONDS)
                 self._host = host
                 account = AccountConfig(
@@ -181,8 +231,13 @@ class LocalCluster(Cluster):
                     batch_key=SecretStr(host.account_key),
                     storage_connection_string=SecretStr(host.storage_connection_string),
                 )
-                self._connections = Connections(account)
+                self._connections = Connections(account, self.config.service_timeout, host.alive)
             super().open(cancelled)
+
+    def reach(self) -> BlobService:
+        """Return the blobs of the storage account, which starts with the rest. :raises LocalClusterError:"""
+        self.open()
+        return self.blobs
 
     def check(self) -> None:
         """Raise `LocalClusterError` where the servers have died."""
@@ -191,6 +246,13 @@ class LocalCluster(Cluster):
                 f"the local cluster has died: {self._host.failure or 'its servers ended'}. The next Parallel call "
                 "starts another"
             )
+
+    def log_command(self, job: str, task: str, node: str | int | None) -> str:
+        """Return nothing: no other process knows this cluster's keys."""
+        return ""
+
+    def advise(self, exc: JoblibAzureError) -> None:
+        """Add nothing, for the same reason."""
 
     def close(self) -> None:
         """End the cluster's session, if it has one, and stop the servers with everything that runs on them."""

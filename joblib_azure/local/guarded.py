@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -17,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from joblib_azure.errors import masked
 from joblib_azure.local import guard
 
-__all__ = ["EMULATOR_GRACE", "GUARD_GRACE", "GuardProcess", "masked", "tail"]
+__all__ = ["EMULATOR_GRACE", "GUARD_GRACE", "GuardProcess", "tail"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 EMULATOR_GRACE = 5.0
 # The guard keeps its own deadlines; this is for a guard that hangs (stopped with SIGSTOP, say).
 GUARD_GRACE = 30.0
-_SIGNATURE = re.compile(r"(?<=[?&]sig=)[^&\s\"]+")
 
 
 class GuardProcess:
@@ -179,7 +178,3 @@ def tail(log: Path) -> str:
         return log.read_text("utf-8", "replace")[-4000:].strip()
     except OSError:
         return ""
-
-
-def masked(text: str) -> str:
-    return _SIGNATURE.sub("***", text)  # a log of requests holds their SAS

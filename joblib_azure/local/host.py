@@ -9,6 +9,9 @@ environments only.
 from __future__ import annotations
 
 import base64
+import dataclasses
+import difflib
+import json
 import logging
 import secrets
 import signal
@@ -18,16 +21,21 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from joblib_azure.errors import LocalClusterError
+from joblib_azure.errors import ConfigurationError, LocalClusterError, masked
 from joblib_azure.local import azurite, guard, install
 from joblib_azure.local.guard import processes_of
-from joblib_azure.local.guarded import EMULATOR_GRACE, GUARD_GRACE, GuardProcess, masked, tail
+from joblib_azure.local.guarded import EMULATOR_GRACE, GUARD_GRACE, GuardProcess, tail
+from joblib_azure.local.storm import NAME as STORM
+from joblib_azure.local.storm import Storm, storm_spec
 
-__all__ = ["LocalHost", "processes_of"]
+if TYPE_CHECKING:
+    from joblib_azure.chaos.schedule import Schedule
+
+__all__ = ["LocalHost", "emulator_flags", "processes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,11 @@ class LocalHost:
         Where to look for an Azurite that runs already; None starts an own one in any case.
     emulator_command : sequence of str, optional
         The program that speaks for the emulator, in place of ``python -m joblib_azure.emulator``.
+    emulator_flags : sequence of str
+        How the emulated account behaves; see `emulator_flags`.
+    schedule : Schedule, optional
+        Of faults between the servers and their clients (`joblib_azure.chaos`), which always start an Azurite of their
+        own.
 
     Attributes
     ----------
@@ -71,13 +84,18 @@ class LocalHost:
         notify: Callable[[str], None] | None = None,
         running_azurite_port: int | None = azurite.USUAL_PORT,
         emulator_command: Sequence[str] | None = None,
+        emulator_flags: Sequence[str] = (),
+        schedule: Schedule | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex
         self.folder = Path(tempfile.gettempdir()) / f"joblib_azure-{self.run_id}"
         self._keep = keep
         self._notify = notify
-        self._running_azurite_port = running_azurite_port
+        self._running_azurite_port = None if schedule is not None else running_azurite_port
+        self._schedule = schedule
+        self.storm: Storm | None = None
         self._emulator_command = tuple(emulator_command or (sys.executable, "-m", "joblib_azure.emulator"))
+        self._emulator_flags = tuple(emulator_flags)
         self._account = f"local{self.run_id[:8]}"
         self._key = _new_key()
         self._endpoint: str | None = None
@@ -116,6 +134,8 @@ class LocalHost:
         try:
             guard_process.start()  # gets ready while we look for Azurite
             servers = [self._emulator(), *self._find_storage()]
+            if self._schedule is not None:
+                servers = [storm_spec(self._schedule, self.folder, self._account, *servers)]
             end = time.monotonic() + deadline
             guard_process.request(servers, deadline)
             self._await_ready(guard_process, end, deadline)
@@ -200,7 +220,10 @@ class LocalHost:
         installed = package_home == Path(sysconfig.get_paths()["purelib"])
         return {
             "name": "the Batch emulator",
-            "command": [*self._emulator_command, *options, "--access-log", str(self.batch_access_log)],
+            "command": [
+                *self._emulator_command,
+                *(*options, "--access-log", str(self.batch_access_log), *self._emulator_flags),
+            ],
             "environment": {"BATCH_EMULATOR_ACCOUNT_KEY": self._key, guard.RUN_ID_VARIABLE: self.run_id},
             # ``-m`` finds this very package in the current folder, also when it is a checkout that only
             # this client's sys.path knows.
@@ -246,11 +269,16 @@ class LocalHost:
             guard_process.stop(GUARD_GRACE)  # waits for what it may still have to say
             why = guard_process.failure or f"its guard did not answer within {deadline:.0f} s"
             raise LocalClusterError(f"The local cluster did not start: {masked(why)}")
+        if self._schedule is not None:
+            said = json.loads(ready[STORM])
+            ready = {"the Batch emulator": said["batch"], "Azurite": said["storage"]}
+            self.storm = Storm(self._schedule, said["batch"], self._key)
         if self._own_azurite:
             port = int(ready["Azurite"])
             connection = azurite.connection_string(self._account, self._storage_key, port)
             try:
-                azurite.check_storage(connection, max(1.0, end - time.monotonic()))
+                if self._schedule is None:  # what a storm answers says nothing
+                    azurite.check_storage(connection, max(1.0, end - time.monotonic()))
             except AzureError as error:
                 raise LocalClusterError(
                     f"Azurite listens on port {port}, but does not answer as it should: {error}\n"
@@ -258,6 +286,37 @@ class LocalHost:
                 ) from error
             self._storage = connection
         self._endpoint = ready["the Batch emulator"]
+
+
+def emulator_flags(given: Mapping[str, Any]) -> list[str]:
+    """Return options of the emulated account as the flags of the emulator's command line.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        As `joblib_azure.emulator.BatchEmulator` takes them by keyword: ``{"dispatch_seconds": 2.0}``.
+
+    Raises
+    ------
+    ConfigurationError
+        For a name that there is not, and a value out of range.
+    """
+    from joblib_azure.emulator.options import Options
+
+    known = [each.name for each in dataclasses.fields(Options)]
+    wrong = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            wrong.append(f"{name}: the emulator has no such option; {hint}")
+    try:
+        options = Options(**{name: value for name, value in given.items() if name in known})
+    except (AttributeError, TypeError, ValueError) as exc:
+        wrong.append(str(exc))
+    if wrong:
+        raise ConfigurationError("the emulator's options are not usable:\n  " + "\n  ".join(wrong))
+    return options.arguments()
 
 
 def _new_key() -> str:

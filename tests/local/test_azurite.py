@@ -114,6 +114,49 @@ def test_a_foreign_service_is_not_used() -> None:
         server.shutdown()
 
 
+_IMPOSTOR = """
+import encodings.idna, http.server, os
+os.setuid(65534)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server_version = "Azurite-Blob/3.37.0"
+    def do_GET(self):
+        self.send_error(403)
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_s_azurite_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """It would be given what calls are given; that it is asked for nothing more than whether it is one is seen too."""
+    with subprocess.Popen([sys.executable, "-c", _IMPOSTOR], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stderr is not None
+        try:
+            port = int(other.stdout.readline())
+            with caplog.at_level("INFO", logger="joblib_azure"):
+                assert azurite.find_running(port) is None
+        finally:
+            other.kill()
+        assert other.stderr.read().count(b'"GET ') == 1
+    assert "another user's" in caplog.text
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_whose_a_port_is_is_known(host: str, family: socket.AddressFamily) -> None:
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with server:
+        port = server.getsockname()[1]
+        assert azurite._listeners(port) == {os.getuid()}
+    assert azurite._listeners(port) == set()
+
+
 def test_a_mute_or_a_closed_port_costs_little() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]

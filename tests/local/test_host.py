@@ -97,9 +97,16 @@ def _all_command_lines() -> list[str]:
     return lines
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # ended since it was found
+        return []
+
+
 def process_of(host: LocalHost, mark: str) -> psutil.Process:
     """The one process of a cluster whose command line holds a mark."""
-    (found,) = [process for process in processes_of(host.run_id) if mark in " ".join(process.cmdline())]
+    (found,) = [process for process in processes_of(host.run_id) if mark in " ".join(command_of(process))]
     return found
 
 
@@ -139,7 +146,7 @@ def run_a_task(host: LocalHost) -> psutil.Process:
     sleepers: list[psutil.Process] = []
 
     def runs() -> bool:
-        sleepers[:] = [p for p in processes_of(host.run_id) if p.cmdline() == ["sleep", "321"]]
+        sleepers[:] = [p for p in processes_of(host.run_id) if command_of(p) == ["sleep", "321"]]
         return bool(sleepers)
 
     wait_until(runs, "the task runs")
@@ -158,6 +165,9 @@ def test_starts_serves_and_stops() -> None:
             assert list(client.list_pools()) == []
         assert host.batch_access_log.read_text().count("\n") == 1
         assert host.storage_access_log is not None
+        end = time.monotonic() + 10  # Azurite writes its log when it comes to it
+        while azurite.count_requests(host.storage_access_log) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
         assert azurite.count_requests(host.storage_access_log) == 2  # start() made the first
         assert {path.name for path in host.folder.iterdir()} >= {"nodes", "azurite", "batch.log"}
         assert host.folder.stat().st_mode & 0o777 == 0o700
