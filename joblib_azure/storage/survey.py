@@ -1,44 +1,20 @@
-"""What of ours lies in a storage account, and what of it nobody needs any more.
-
-::
-
-    joblib-azure-buffers        content-addressed buffers      a blob goes when nobody has used it for long
-    joblib-azure-environments   files shipped to nodes         the same
-    joblib-azure-env-<lock>     archive of an environment      goes when nobody has used it for long
-    <job>-in, <job>-out         a session's own                go when its job is over, unless they are kept
-
-A session removes its own two containers when it ends. What a client that died has left, `sweep` finds when the next
-session opens, and `collect` when a person asks for it; the first three are a cache, which only `collect` makes smaller.
-Use shows as a blob's or a container's Last-Modified: whoever uses one touches it, once in `TOUCH_AFTER`.
-"""
+"""What lies in a storage account, in which state it is, and the removal of what nobody needs."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Literal
 from urllib.parse import urlsplit
 
-from .errors import ResourceExistsError, ResourceNotFoundError, ServiceError
-from .service import BatchService, BlobItem, BlobService, ContainerItem
+from ..errors import ResourceExistsError, ResourceNotFoundError, ServiceError
+from ..service import BatchService, BlobItem, BlobService, ContainerItem
+from .names import BUFFERS, JOB_PREFIX, PREFIX, SESSION, Kind, files_container, kind_of, session_containers
 
 logger = logging.getLogger(__name__)
-
-#: Container of the content-addressed buffers, shared by all jobs of the account.
-BUFFERS = "joblib-azure-buffers"
-#: Container of the files that nodes cannot fetch by themselves, shared by all jobs of the account.
-FILES = "joblib-azure-environments"
-#: What the names of the containers of environments' archives begin with; the lock's digest follows.
-ARCHIVES = "joblib-azure-env-"
-#: What the names of all our containers, and the ids of all sessions' jobs, begin with.
-PREFIX = "joblib-"
-_JOB = re.compile(r"joblib-(\d{8}-\d{6})-[0-9a-f]{8}")
-_SESSION = re.compile(rf"({_JOB.pattern})-(?:in|out)")
 
 # Metadata of a session's containers. Names of metadata have to be identifiers of C.
 _OF_JOB, _OF_BATCH, _KEEP_UNTIL = "joblib_azure_job", "joblib_azure_batch", "joblib_azure_keep_until"
@@ -52,7 +28,8 @@ GRACE = timedelta(hours=1)
 _FETCHED = timedelta(days=7) + TOUCH_AFTER
 _STREAMS = 8
 
-Kind = Literal["buffers", "files", "environment", "session"]
+#: Kinds of containers that go as a whole.
+_WHOLE = ("environment", "given")
 _IN_USE, _LEFT_OVER, _CACHE, _KEPT = "in use", "left over", "cache", "kept until"
 
 
@@ -62,7 +39,7 @@ class Stored:
 
     Parameters
     ----------
-    kind : {"buffers", "files", "environment", "session"}
+    kind : {"buffers", "files", "environment", "given", "session"}
     name : str
         Of the container.
     blobs, bytes : int
@@ -97,30 +74,16 @@ class Collected:
     left: tuple[Stored, ...]
 
 
-# names --------------------------------------------------------------------------------------------------------
+def remove_job(batch: BatchService, blobs: BlobService, job: str) -> None:
+    """Delete a job and its containers, without waiting for its end; one that is gone is no error.
 
-
-def is_session(job: str) -> bool:
-    """Tell whether a job is a session's, by its id."""
-    return _JOB.fullmatch(job) is not None
-
-
-def session_containers(job: str) -> tuple[str, str]:
-    """Return the names of a session's containers: what goes to the nodes, and what comes back."""
-    return f"{job}-in", f"{job}-out"
-
-
-def archive_container(lock: str) -> str:
-    """Return the name of the container of an environment's archive, by its lock's digest."""
-    return f"{ARCHIVES}{lock}"
-
-
-def _kind(container: str) -> Kind | None:
-    if container in (BUFFERS, FILES):
-        return "buffers" if container == BUFFERS else "files"
-    if container.startswith(ARCHIVES):
-        return "environment"
-    return "session" if _SESSION.fullmatch(container) else None
+    Raises
+    ------
+    ServiceError
+    """
+    batch.end_job(job, delete=True)
+    for container in (*session_containers(job), files_container(job)):
+        blobs.delete_container(container)
 
 
 # marks --------------------------------------------------------------------------------------------------------
@@ -154,12 +117,16 @@ def keep(blobs: BlobService, container: str, days: float) -> datetime | None:
     ------
     ServiceError
     """
-    found = _look_again(blobs, container)
+    found = find_container(blobs, container)
     if found is None:
         return None
     until = _now() + timedelta(days=days)
-    marked = blobs.mark_container(container, {**found.metadata, _KEEP_UNTIL: until.isoformat(timespec="seconds")})
-    return until if marked else None
+    return until if blobs.mark_container(container, {**found.metadata, **kept_until(until)}) else None
+
+
+def kept_until(until: datetime) -> dict[str, str]:
+    """Return what is written on a container that neither `collect` nor `sweep` is to remove until then."""
+    return {_KEEP_UNTIL: until.isoformat(timespec="seconds")}
 
 
 def stale(modified: datetime) -> bool:
@@ -169,12 +136,13 @@ def stale(modified: datetime) -> bool:
 
 def touch_container(blobs: BlobService, container: str) -> None:
     """Make a container that is used now look so; one that is not there is no error."""
-    found = _look_again(blobs, container)
+    found = find_container(blobs, container)
     if found is not None and stale(found.modified):
         blobs.mark_container(container, found.metadata)
 
 
-def _look_again(blobs: BlobService, container: str) -> ContainerItem | None:
+def find_container(blobs: BlobService, container: str) -> ContainerItem | None:
+    """Return a container as it is now; None where it is not there."""
     return next((item for item in blobs.containers(container) if item.name == container), None)
 
 
@@ -193,15 +161,15 @@ def buffers(blobs: BlobService) -> list[BlobItem]:
 
 def _survey(blobs: BlobService, batch: BatchService, grace: timedelta) -> list[tuple[Stored, list[BlobItem]]]:
     # The containers before the jobs: a session that begins in between has young containers.
-    kinds = [(kind, item) for item in blobs.containers(PREFIX) if (kind := _kind(item.name)) is not None]
+    kinds = [(kind, item) for item in blobs.containers(PREFIX) if (kind := kind_of(item.name)) is not None]
     running = batch.running_jobs(PREFIX) if any(kind == "session" for kind, _ in kinds) else set[str]()
     with ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-storage") as pool:
         contents = list(pool.map(lambda each: _content(blobs, each[1].name), kinds))
     surveyed = []
     for (kind, item), content in zip(kinds, contents, strict=True):
-        session = _SESSION.fullmatch(item.name)
-        # A session that uses an environment touches its container, and not what is in it.
-        known = [item.modified] if kind == "environment" or not content else []
+        session = SESSION.fullmatch(item.name)
+        # A session that uses one of these touches its container, and not what is in it.
+        known = [item.modified] if kind in _WHOLE or not content else []
         stored = Stored(
             kind=kind,
             name=item.name,
@@ -224,7 +192,7 @@ def _content(blobs: BlobService, container: str) -> list[BlobItem]:
 
 def _state(item: ContainerItem, running: Collection[str], batch_account: str, grace: timedelta) -> str:
     """Say whether a session's container is left over, or why it is not."""
-    session, now = _SESSION.fullmatch(item.name), _now()
+    session, now = SESSION.fullmatch(item.name), _now()
     if session is None:
         return "not a session's"
     owner = item.metadata.get(_OF_BATCH)
@@ -242,6 +210,36 @@ def _state(item: ContainerItem, running: Collection[str], batch_account: str, gr
     return _LEFT_OVER
 
 
+def needed(blobs: BlobService, batch: BatchService, container: str) -> str:
+    """Return why a container of ours must not be touched now; empty where nothing that may run needs it.
+
+    Raises
+    ------
+    ServiceError
+    """
+    found = {item.name: item for item in blobs.containers(PREFIX) if kind_of(item.name) == "session"}
+    running = batch.running_jobs(PREFIX)
+    account = _host(batch.endpoint)
+    if kind_of(container) == "session":
+        if container not in found:
+            return ""
+        job = str(SESSION.fullmatch(container)[1])  # type: ignore[index]
+        later = sorted(each for each in running if each != job and _same_name(each, job))
+        if later:
+            return f"job {later[0]} runs, and uses what this one has computed"
+        state = _state(found[container], running, account, GRACE)
+        return "" if state == _LEFT_OVER or state.startswith(_KEPT) else state
+    states = {item.name: _state(item, running, account, GRACE) for item in found.values()}
+    # What is of an older version, or of another Batch account, may be about to fetch it as well.
+    busy = sorted(name for name, state in states.items() if state != _LEFT_OVER and not state.startswith(_KEPT))
+    return f"the job of {busy[0]} may run ({states[busy[0]]}), and its nodes may fetch it" if busy else ""
+
+
+def _same_name(job: str, other: str) -> bool:
+    """Whether two Batch jobs are runs of the same script."""
+    return job.startswith(JOB_PREFIX) and job[:-4] == other[:-4]
+
+
 def _kept_until(item: ContainerItem) -> datetime | None:
     written = item.metadata.get(_KEEP_UNTIL)
     if written is None:
@@ -253,9 +251,9 @@ def _kept_until(item: ContainerItem) -> datetime | None:
         return datetime.max.replace(tzinfo=timezone.utc)
 
 
-def _made(stamp: str, item: ContainerItem) -> datetime:
+def _made(stamp: str | None, item: ContainerItem) -> datetime:
     try:
-        return datetime.strptime(stamp, "%Y%m%d-%H%M%S").replace(tzinfo=timezone.utc)
+        return datetime.strptime(stamp or "", "%Y%m%d-%H%M%S").replace(tzinfo=timezone.utc)
     except ValueError:
         return item.modified
 
@@ -264,12 +262,18 @@ def _made(stamp: str, item: ContainerItem) -> datetime:
 
 
 def collect(
-    blobs: BlobService, batch: BatchService, *, age: timedelta, dry_run: bool = False, grace: timedelta = GRACE
+    blobs: BlobService,
+    batch: BatchService,
+    *,
+    age: timedelta,
+    dry_run: bool = False,
+    grace: timedelta = GRACE,
+    only: Collection[str] | None = None,
 ) -> Collected:
     """Remove what nobody has used for `age`, and what sessions have left behind.
 
-    While sessions run, files and environments stay for at least 8 days, since nodes that join may still fetch them. A
-    buffer that a session lacks then is stored again.
+    While sessions run, files, environments and what calls are given stay for at least 8 days, since nodes that join may
+    still fetch them. A buffer that a session lacks then is stored again.
 
     Parameters
     ----------
@@ -282,6 +286,8 @@ def collect(
         Say what would be removed, and remove nothing.
     grace : timedelta
         For which a session's containers may be there before its job.
+    only : collection of str, optional
+        Names of the containers that are looked at; by default all.
 
     Raises
     ------
@@ -297,13 +303,15 @@ def collect(
     left: list[Stored] = []
     with ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-storage") as pool:
         for stored, content in surveyed:
+            if only is not None and stored.name not in only:
+                continue
             held = busy and age < _FETCHED and stored.kind != "buffers"
             cutoff = now - (_FETCHED if held else age)
             reason = "sessions run, and their nodes may fetch it" if held else f"used within {_days(age)}"
             if stored.kind == "session":
                 gone = stored.left_over and (dry_run or _remove(blobs, stored.name))
                 (removed if gone else left).append(stored)
-            elif stored.kind == "environment":
+            elif stored.kind in _WHOLE:
                 gone = stored.modified <= cutoff and (dry_run or _remove(blobs, stored.name, unmodified_since=cutoff))
                 (removed if gone else left).append(stored if gone else replace(stored, state=reason))
             else:
@@ -336,7 +344,7 @@ def sweep(blobs: BlobService, batch: BatchService, *, batch_account: str = "", g
     removed: list[str] = []
     account = _host(batch_account or batch.endpoint)
     try:
-        containers = [item for item in blobs.containers(PREFIX) if _kind(item.name) == "session"]
+        containers = [item for item in blobs.containers(PREFIX) if kind_of(item.name) == "session"]
         containers = [item for item in containers if _state(item, (), account, grace) == _LEFT_OVER]
         if containers:
             running = batch.running_jobs(PREFIX)
@@ -357,7 +365,7 @@ def _delete(blobs: BlobService, container: str, cutoff: datetime, item: BlobItem
 
 def _remove(blobs: BlobService, container: str, *, unmodified_since: datetime | None = None) -> bool:
     """Delete a container, unless somebody has begun to use it or to keep it since it was listed."""
-    found = _look_again(blobs, container)
+    found = find_container(blobs, container)
     if found is None:
         return True
     until = _kept_until(found)

@@ -1,0 +1,145 @@
+"""Outcomes as they stream into storage, and how far each stream was read.
+
+Each run of a task appends its outcomes to a blob of its own. One listing of a call's blobs tells by their sizes which
+have grown, and only the new bytes of those are read::
+
+    <call>/<task>/<run>            records: one outcome each, the first with where it runs, and an end
+    <call>/<task>/<run>.<chunk>    what is too large for a record, which names it
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .codec import Record, unseal, unseal_all
+from .errors import IntegrityError, ResourceNotFoundError
+from .results import Results, Window
+from .service import BlobItem, BlobService
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that are read at a time: more than the largest record, since a larger outcome is a payload.
+_WINDOW = 16 << 20
+
+
+class Place(NamedTuple):
+    """Where a record lies: its blob, its offset and size there, and how many come before it."""
+
+    blob: str
+    offset: int
+    size: int
+    number: int
+
+
+@dataclass
+class _Stream:
+    position: int = 0
+    records: int = 0
+
+
+def task_of(blob: str) -> str:
+    """Return the task whose run wrote a blob of outcomes."""
+    return blob.split("/")[1]
+
+
+class OutcomeReader:
+    """Reads what the tasks of a job have said since the last look.
+
+    Parameters
+    ----------
+    blobs : callable
+        Returns the storage account's blobs.
+    container : str
+        The job's container of what comes back.
+    key : bytes
+        The job's key.
+    job : str
+        Its id.
+    """
+
+    def __init__(self, blobs: Callable[[], BlobService], container: str, key: bytes, job: str) -> None:
+        self._blobs, self._container, self._key, self._job = blobs, container, key, job
+        self._streams: dict[str, _Stream] = {}
+
+    def grown(self, call: str, wanted: Callable[[str], bool]) -> list[BlobItem]:
+        """Return the blobs of a call that have more, of those tasks that are wanted.
+
+        Raises
+        ------
+        ServiceError
+        """
+        found = []
+        for item in self._blobs().blobs(self._container, f"{call}/"):
+            if "." in item.name:  # a payload
+                continue
+            stream = self._streams.setdefault(item.name, _Stream())
+            if item.size > stream.position and wanted(task_of(item.name)):
+                found.append(item)
+        return found
+
+    def read(self, item: BlobItem, take: Callable[[Record, Place], object]) -> None:
+        """Hand over the records of a blob that are new.
+
+        Raises
+        ------
+        IntegrityError
+            Where one is forged or damaged; those before it were handed over.
+        ServiceError
+        """
+        stream, name = self._streams[item.name], item.name
+        try:
+            while stream.position < item.size:
+                # A window at a time: what many tasks have said meanwhile must not all be in memory at once.
+                length = min(_WINDOW, item.size - stream.position)
+                data = self._blobs().read(self._container, name, stream.position, length)
+                end = 0
+                for record in unseal_all(self._key, f"{self._job}/{name}", data, stream.records):
+                    take(record, Place(name, stream.position + end, record.end - end, stream.records))
+                    stream.records += 1
+                    end = record.end
+                if end == 0:
+                    return  # the rest of a record is still on its way
+                stream.position += end
+        except ResourceNotFoundError:
+            logger.debug("outcomes %s are gone", name)
+
+    def read_again(self, place: Place) -> memoryview:
+        """Return the body of a record that was read before.
+
+        Raises
+        ------
+        IntegrityError, ServiceError
+        """
+        data = self._blobs().read(self._container, place.blob, place.offset, place.size)
+        found = unseal(self._key, f"{self._job}/{place.blob}#{place.number}", data)
+        if found is None:
+            raise IntegrityError(f"{self._container}/{place.blob} has become shorter than it was")
+        return found.body
+
+    def results(
+        self, record: Record, place: Place, window: Window, *, order: tuple[int, ...], bounded: bool
+    ) -> tuple[Results | None, Any]:
+        """Return the results of an outcome for whoever consumes them, and what of its body is to be kept.
+
+        Parameters
+        ----------
+        record : Record
+        place : Place
+        window : Window
+        order : tuple of int
+            Where they come among others.
+        bounded : bool
+            Whether somebody consumes them one by one, so that they need not all be in memory.
+        """
+        head = record.head
+        if "groups" in head:
+            found = window.payload(
+                head["blob"], head["groups"], head["contents"], order=order, bounded=bounded and head["ok"]
+            )
+            return found, record.body
+        if bounded and head.get("ok"):
+            return window.record(record.body, lambda: self.read_again(place), order=order), b""
+        return None, record.body
