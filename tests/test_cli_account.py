@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cli_lab
 import cli_process
 import pytest
 from click.testing import CliRunner
@@ -48,10 +49,7 @@ def emulator() -> Iterator[BatchEmulator]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "JOBLIB_AZURE_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    cli_lab.at_home(tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import cli_lab
 import cli_process
 import pytest
+from cli_lab import read, run
 from click.testing import CliRunner
 
 from joblib_azure.cli import main
@@ -27,24 +28,8 @@ def host() -> Iterator[LocalHost]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "JOBLIB_AZURE_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    cli_lab.at_home(tmp_path, monkeypatch)
     return tmp_path
-
-
-def run(*arguments: str, exit_code: int = 0, **more: Any) -> str:
-    done = CliRunner().invoke(main, arguments, **more)
-    assert done.exit_code == exit_code, done.output
-    assert "Traceback" not in done.output
-    return done.output
-
-
-def read(*arguments: str) -> Any:
-    done = CliRunner().invoke(main, [*arguments, "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 def init(host: LocalHost, *flags: str, size: str = "Emulated_C1", **settings: object) -> str:

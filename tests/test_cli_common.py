@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -153,3 +154,25 @@ def test_the_examples_are_read() -> None:
     assert config.nodes == 10
     account = AccountConfig.load(ROOT / "examples" / "credentials.json")
     assert account.batch_key is account.storage_key is None
+
+
+#: Commands that change something, or whose output is a file's text or a demonstration.
+_NO_JSON = {
+    *("cluster resize", "cluster delete", "config reference", "config schema", "demo", "init"),
+    *("job cancel", "job delete", "storage delete"),
+}
+
+
+def _commands(group: click.Group, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    for each in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), each)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {each}".strip())
+        else:
+            yield f"{name} {each}".strip(), command
+
+
+def test_every_command_that_reads_writes_json() -> None:
+    without = {name for name, command in _commands(main) if not any("--json" in param.opts for param in command.params)}
+    assert without == _NO_JSON

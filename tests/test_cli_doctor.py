@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cli_lab
 import cli_process
 import pytest
 from click.testing import CliRunner
@@ -31,10 +31,7 @@ def host() -> Iterator[LocalHost]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "JOBLIB_AZURE_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    cli_lab.at_home(tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from pathlib import Path
 
+import cli_lab
 import cli_process
 import pytest
 from click.testing import CliRunner
@@ -26,12 +27,9 @@ FLAGS = ["--batch-endpoint", ENDPOINT, "--batch-key", KEY, "--storage-connection
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "JOBLIB_AZURE_")):
-            monkeypatch.delenv(name)
     folder = tmp_path / "my project"
     folder.mkdir()
-    monkeypatch.chdir(folder)
+    cli_lab.at_home(folder, monkeypatch)
     return folder
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
+import cli_lab
 import cli_process
 import pytest
-from click.testing import CliRunner
+from cli_lab import read, run
 
 from joblib_azure import storage
-from joblib_azure.cli import main
-from joblib_azure.cli.storage import size
+from joblib_azure.cli.common import size
 from joblib_azure.cluster import Cluster
 from joblib_azure.config import AccountConfig, ClusterConfig
 from joblib_azure.local.host import LocalHost
@@ -43,10 +40,7 @@ def host() -> Iterator[LocalHost]:
 
 @pytest.fixture
 def folder(host: LocalHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in list(os.environ):
-        if name.startswith(("AZURE_", "JOBLIB_AZURE_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    cli_lab.at_home(tmp_path, monkeypatch)
     run("init", *cli_process.init_flags(host, "pool"), "--dedicated-nodes", "1")
     return tmp_path
 
@@ -80,20 +74,7 @@ def blobs(cluster: Cluster) -> BlobService:
 
 def later(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
     """Let the client's clock go fast: what was stored now is old."""
-    monkeypatch.setattr(storage, "_now", lambda: datetime.now(timezone.utc) + by)
-
-
-def run(*arguments: str, exit_code: int = 0, **more: Any) -> str:
-    done = CliRunner().invoke(main, arguments, **more)
-    assert done.exit_code == exit_code, done.output
-    assert "Traceback" not in done.output
-    return done.output
-
-
-def read(*arguments: str) -> Any:
-    done = CliRunner().invoke(main, [*arguments, "--json"])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    monkeypatch.setattr(storage.survey, "_now", lambda: datetime.now(timezone.utc) + by)
 
 
 def lines(output: str) -> list[list[str]]:
@@ -125,7 +106,7 @@ def test_usage(blobs: BlobService, monkeypatch: pytest.MonkeyPatch) -> None:
     later(monkeypatch, timedelta(hours=2))
     assert "2 containers of sessions that have died (50 B): `joblib-azure storage gc`" in run("storage", "usage")
     found = read("storage", "usage")
-    assert [each["kind"] for each in found["kinds"]] == ["buffers", "files", "environment", "session"]
+    assert [each["kind"] for each in found["kinds"]] == ["buffers", "files", "environment", "given", "session"]
     assert found["total"]["bytes"] == 6360
 
 

@@ -12,6 +12,7 @@ from ..errors import ConfigurationError, NodesUnavailableError, ResourceNotFound
 from .common import (
     Bounds,
     Interrupted,
+    ask,
     bounds_line,
     cluster_option,
     cluster_path,
@@ -27,6 +28,7 @@ from .target import Target, on_target
 
 if TYPE_CHECKING:
     from ..config import AccountConfig
+    from ..report import Estimate
     from ..service import NodeFile
 
 #: Bytes of a node's file that are fetched for its last lines.
@@ -58,7 +60,8 @@ def create(
 ) -> None:
     """Create the pool, or use the one of that name where it is the same.
 
-    It may be run again at any time. With --dry-run the pool's JSON, its formula and its start task are printed.
+    It may be run again at any time. With --dry-run the pool's JSON, its formula, its start task and what it costs an
+    hour are printed.
     """
     config = load_cluster(cluster_file)
     if dry_run:
@@ -113,7 +116,7 @@ def _dry_run(cluster_file: str | None, credentials_file: str | None, *, as_json:
     config = load_cluster(cluster_file)
     found = preview(config, account)
     if as_json:
-        emit(found)
+        emit({**vars(found), "cost_per_hour": found.cost_per_hour.data()})
         return
     click.echo(found)
     where = f" on the account {account.batch_account}" if account is not None else ""
@@ -160,11 +163,16 @@ def list_pools(prefix: str, cluster_file: str | None, credentials_file: str | No
 @on_target
 @json_option
 def show(target: Target, as_json: bool) -> None:
-    """Show what the pool is and does: nodes by state, autoscale, errors, jobs."""
+    """Show what the pool is, does and costs: nodes by state, autoscale, errors, jobs."""
+    from ..prices import PriceLookup
+
     with target.handle() as cluster:
+        prices = PriceLookup(cluster.config.vm_size, cluster.batch.endpoint, cluster.config.prices)
+        prices.start()
         status = cluster.status()
+    cost = status.hourly_cost(prices.wait())
     if as_json:
-        emit(status)
+        emit({**vars(status), "cost_per_hour": cost.data()})
         return
     pool = status.pool
     rows: list[tuple[str, object]] = [
@@ -174,6 +182,7 @@ def show(target: Target, as_json: bool) -> None:
         ("dedicated", _kind_line(pool.current_dedicated, pool.target_dedicated, status.counts.dedicated)),
         ("spot", _kind_line(pool.current_spot, pool.target_spot, status.counts.spot)),
         ("autoscale", _autoscale_line(pool)),
+        ("cost an hour", _cost_line(cost)),
     ]
     if status.floor is not None:
         rows.append(("floor", status.floor))
@@ -299,7 +308,7 @@ def delete(target: Target, yes: bool, wait: bool) -> None:
             return
         jobs = f" and {count(len(status.jobs), 'job')} on it" if status.jobs else ""
         if not yes:
-            _ask(f"Delete the pool {name} with {count(status.pool.current_nodes, 'node')}{jobs}?")
+            ask(f"Delete the pool {name} with {count(status.pool.current_nodes, 'node')}{jobs}?")
         try:
             with shown() as cluster.progress:
                 cluster.delete()
@@ -311,14 +320,6 @@ def delete(target: Target, yes: bool, wait: bool) -> None:
     click.echo(f"Pool {name} {'is deleted' if wait else 'is being deleted: nothing more to do'}.")
     if ended:
         click.echo(f"{count(ended, 'job')} of sessions that had not ended {'is' if ended == 1 else 'are'} deleted too.")
-
-
-def _ask(question: str) -> None:
-    from .common import on_terminal
-
-    if not on_terminal():
-        raise click.UsageError(f"{question} Nobody is here to be asked: add --yes")
-    click.confirm(question, abort=True)
 
 
 # words ----------------------------------------------------------------------------------------------------
@@ -336,6 +337,14 @@ def _kind_line(current: int, target: int, counts: Any) -> str:
     states = ", ".join(f"{number} {state}" for state, number in counts.items())
     aim = "" if current == target else f", on the way to {target}"
     return f"{current}{aim}{f' ({states})' if states else ''}"
+
+
+def _cost_line(cost: Estimate) -> str:
+    if cost.prices.free:
+        return f"none: {cost.prices.source}"
+    if cost.amount is None:
+        return f"not known: {cost.why}"
+    return f"{cost.short} with the nodes of now, estimated ({cost.prices})"
 
 
 def _autoscale_line(pool: Any) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
@@ -21,16 +23,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from ..errors import ConfigurationError, JoblibAzureError
+from ..errors import AuthenticationError, ConfigurationError, JoblibAzureError, ServiceUnreachableError
 
 if TYPE_CHECKING:
+    from ..cluster.connections import Connections
     from ..config import AccountConfig, ClusterConfig, PoolSize
+    from ..service import BlobItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED = 128 + signal.SIGINT
+
+#: Seconds that completion in a shell may take, and names that it offers.
+_OFFER_SECONDS, _MOST_OFFERED = 5.0, 100
 
 CLUSTER_FILE, CLUSTER_VARIABLE = "cluster.json", "JOBLIB_AZURE_CLUSTER"
 CREDENTIALS_FILE, CREDENTIALS_VARIABLE = "credentials.json", "JOBLIB_AZURE_CREDENTIALS"
@@ -86,6 +94,8 @@ class Commands(click.Group):
             with _warnings_told():
                 return super().invoke(ctx)
         except JoblibAzureError as exc:
+            if isinstance(exc, AuthenticationError | ServiceUnreachableError):
+                exc.advise("`joblib-azure doctor` tries each step of the way by itself")
             raise click.ClickException(str(exc)) from exc
         except (KeyboardInterrupt, click.Abort):
             raise Interrupted("") from None
@@ -116,6 +126,7 @@ def cluster_option(command: F) -> F:
         "--cluster",
         "cluster_file",
         metavar="FILE",
+        shell_complete=_complete_file,
         help=f"The cluster's file. Default: what {CLUSTER_VARIABLE} names, then ./{CLUSTER_FILE}.",
     )(command)
 
@@ -126,6 +137,7 @@ def credentials_option(command: F) -> F:
         "--credentials",
         "credentials_file",
         metavar="FILE",
+        shell_complete=_complete_file,
         help=f"The account's file. Default: what {CREDENTIALS_VARIABLE} names, then {CREDENTIALS_FILE} beside the "
         "cluster's file, then the variables AZURE_BATCH_… and AZURE_STORAGE_….",
     )(command)
@@ -158,6 +170,34 @@ class Bounds(click.ParamType):  # type: ignore[type-arg]  # generic in new relea
         if not 0 <= bounds[0] <= bounds[1]:
             self.fail(f"{value!r}: expected 0 ≤ MIN ≤ MAX", param, ctx)
         return bounds[1] if self.single and not colon else bounds
+
+
+# completion -------------------------------------------------------------------------------------------------
+
+
+def offered(ctx: click.Context, find: Callable[[Connections], Iterable[str]]) -> list[str]:
+    """Return what a shell may complete, of the account that the command line names.
+
+    Whatever fails, nothing is offered, and nothing that takes long: somebody has only pressed a key.
+    """
+    found: list[str] = []
+
+    def look() -> None:
+        from ..cluster.connections import Connections
+
+        with contextlib.suppress(Exception):
+            account = load_account(ctx.params.get("credentials_file"), ctx.params.get("cluster_file"))
+            with contextlib.closing(Connections(account)) as connections:
+                found.extend(itertools.islice(find(connections), _MOST_OFFERED))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_OFFER_SECONDS)
+    return list(found)
+
+
+def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
 
 
 # files ------------------------------------------------------------------------------------------------------
@@ -247,9 +287,21 @@ def on_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
+def ask(question: str) -> None:
+    """Have a person agree to what cannot be undone. :raises click.UsageError: nobody is there."""
+    if not on_terminal():
+        raise click.UsageError(f"{question} Nobody is here to be asked: add --yes")
+    click.confirm(question, abort=True)
+
+
 def emit(value: Any) -> None:
     """Write JSON: values of this package by their fields, times as ISO 8601, durations as seconds."""
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def emit_line(value: Any) -> None:
+    """Write JSON on a line of its own, for what comes one by one."""
+    click.echo(json.dumps(plain(value), ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:
@@ -298,3 +350,38 @@ def bounds_line(size: PoolSize) -> str:
     ]
     one = size.dedicated_nodes.max + size.spot_nodes.max == 1
     return f"{' and '.join(said) or '0'} {'node' if one else 'nodes'}"
+
+
+def size(number: int) -> str:
+    """Return bytes as a person reads them.
+
+    Examples
+    --------
+    >>> size(999), size(12_345), size(3_400_000_000)
+    ('999 B', '12.3 kB', '3.4 GB')
+    """
+    amount, units = float(number), iter(("B", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    for larger in units:
+        if round(amount, 1) < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{number} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def show_blobs(
+    found: Sequence[BlobItem], limit: int | None, titles: Sequence[str], none: str, *, as_json: bool
+) -> None:
+    """Show blobs, the first ones, and how many more there are; `none` where there are none."""
+    shown = found[:limit]
+    if as_json:
+        emit(shown)
+        return
+    if not found:
+        click.echo(none)
+        return
+    rows = [(each.name, size(each.size), f"{each.modified:%Y-%m-%d %H:%M:%S}") for each in shown]
+    click.echo(columns(rows, titles))
+    if len(shown) < len(found):
+        rest = found[len(shown) :]
+        click.echo(f"and {len(rest)} more, {size(sum(each.size for each in rest))} together")

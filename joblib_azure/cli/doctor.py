@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 OK, NOTE, FAILED, SKIPPED = "ok", "note", "failed", "skipped"
 #: The blob that goes to storage and back, in a container that every session uses.
 _BLOB = "doctor"
+#: Hours that a pool of a fixed size may be without work: a night, so that a lunch is no reason to lose it.
+_IDLE = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,13 +281,43 @@ class Doctor:
 @click.option(
     "--task/--no-task", default=True, help="Run one task there and back, which needs a node. Default: --task."
 )
+@click.option("--leaks", is_flag=True, help="Find what nobody uses any more, and remove it: nothing else is done.")
+@click.option("--yes", "-y", is_flag=True, help="With --leaks: do not ask.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(0.25, 8760),
+    metavar="HOURS",
+    help="With --leaks: for which the nodes of a pool that does not scale must have had nothing to do. "
+    f"Default: {_IDLE:g}.",
+)
 @json_option
-def doctor(cluster_file: str | None, credentials_file: str | None, task: bool, as_json: bool) -> None:
+def doctor(
+    cluster_file: str | None,
+    credentials_file: str | None,
+    task: bool,
+    leaks: bool,
+    yes: bool,
+    idle: float | None,
+    as_json: bool,
+) -> None:
     """Check account, image, storage, environment and pool, then run one task.
 
     Each line says ok, or what to do. Where the pool is not there, a small one is made for the task and deleted again.
     The exit code is 1 where something failed.
+
+    With --leaks it looks for pools, jobs, blobs and local processes that nobody uses any more, says of each why, since
+    when and what it costs, and removes it once you agree; the exit code is 1 where something is left.
     """
+    if leaks:
+        from datetime import timedelta
+
+        from .leaks import run
+
+        hours = timedelta(hours=_IDLE if idle is None else idle)
+        run(cluster_file, credentials_file, idle=hours, yes=yes, as_json=as_json)
+        return
+    if yes or idle is not None:
+        raise click.UsageError("--yes and --idle are of --leaks: add that")
     found = []
     width = max(len(name) for name, _, _ in Doctor.CHECKS)
     try:

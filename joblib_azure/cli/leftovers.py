@@ -36,9 +36,7 @@ def end_sessions(cluster: Cluster, jobs: Iterable[JobState]) -> int:
         if not storage.is_session(job.id):
             continue
         try:
-            cluster.batch.end_job(job.id, delete=True)
-            for container in storage.session_containers(job.id):
-                cluster.blobs.delete_container(container)
+            storage.remove_job(cluster.batch, cluster.blobs, job.id)
         except ServiceError as exc:
             logger.warning("job %s and its blobs could not be removed: %s", job.id, exc)
         else:

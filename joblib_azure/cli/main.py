@@ -14,6 +14,7 @@ _COMMANDS = {
     "config": ("config", "config", "Show what is set and where, or check a file."),
     "doctor": ("doctor", "doctor", "Try all that a call needs, and say what to do."),
     "init": ("init", "init", "Write cluster.json and credentials.json."),
+    "job": ("job", "job", "See jobs that were submitted, collect results, end them."),
     "storage": ("storage", "storage", "See what lies in storage, and remove what nobody needs."),
 }
 

@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import cluster_option, columns, count, credentials_option, emit, json_option, load_account
+from .blobs import complete_container, delete, get, list_blobs
+from .common import columns, count, emit, json_option, show_blobs, size
+from .target import Account, on_account
 
 if TYPE_CHECKING:
-    from ..service import BatchService, BlobService
     from ..storage import Stored
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: What the kinds are called, in the order of the cache's way to a node.
 _WORDS = {
     "buffers": "buffers",
     "files": "files for nodes",
     "environment": "environments",
+    "given": "files for calls",
     "session": "of sessions",
 }
 _MOST_DAYS = 36500
-
-
-class Account:
-    """The storage account that a command is about, and the Batch account whose sessions use it."""
-
-    def __init__(self, cluster_file: str | None, credentials_file: str | None) -> None:
-        self._config = load_account(credentials_file, cluster_file)
-
-    @property
-    def name(self) -> str:
-        return self._config.storage_account
-
-    @contextlib.contextmanager
-    def services(self) -> Iterator[tuple[BlobService, BatchService]]:
-        from ..cluster.connections import Connections
-
-        with contextlib.closing(Connections(self._config)) as connections:
-            yield connections.blobs, connections.batch
-
-
-def _on_account(command: F) -> F:
-    """Add the options that say which account is meant; the command gets an `Account` as its first argument."""
-
-    @cluster_option
-    @credentials_option
-    @wraps(command)
-    def wrapper(*args: Any, cluster_file: str | None, credentials_file: str | None, **kw: Any) -> Any:
-        return command(Account(cluster_file, credentials_file), *args, **kw)
-
-    return wrapper  # type: ignore[return-value]
 
 
 @click.group()
@@ -64,7 +32,7 @@ def storage() -> None:
 
 
 @storage.command()
-@_on_account
+@on_account
 @json_option
 def usage(account: Account, as_json: bool) -> None:
     """Tell how much there is, by kind."""
@@ -92,16 +60,28 @@ def usage(account: Account, as_json: bool) -> None:
 
 
 @storage.command(name="list")
+@click.argument("container", required=False, shell_complete=complete_container)
+@click.argument("prefix", required=False)
 @click.option("--buffers", "one_by_one", is_flag=True, help="The cached buffers one by one, the largest first.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="With --buffers: at most that many. Default: all.")
-@_on_account
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Of blobs: at most that many. Default: all.")
+@on_account
 @json_option
-def list_stored(account: Account, one_by_one: bool, limit: int | None, as_json: bool) -> None:
-    """List what there is, container by container, with its state."""
+def list_stored(
+    account: Account, container: str | None, prefix: str | None, one_by_one: bool, limit: int | None, as_json: bool
+) -> None:
+    """List what there is of joblib_azure, container by container, with its state.
+
+    With CONTAINER, which may be any of the storage account, its blobs; with PREFIX those whose names begin so.
+    """
     from ..storage import buffers, look
 
+    if container is not None:
+        if one_by_one:
+            raise click.UsageError("--buffers lists those of one container; leave CONTAINER out, or --buffers")
+        list_blobs(account, container, prefix or "", limit, as_json=as_json)
+        return
     if limit is not None and not one_by_one:
-        raise click.UsageError("--limit is of --buffers: add that")
+        raise click.UsageError("--limit is of --buffers, and of a CONTAINER's blobs: add one of them")
     with account.services() as (blobs, batch):
         if one_by_one:
             _list_buffers(account, buffers(blobs), limit, as_json=as_json)
@@ -121,18 +101,8 @@ def list_stored(account: Account, one_by_one: bool, limit: int | None, as_json: 
 
 
 def _list_buffers(account: Account, found: list[Any], limit: int | None, *, as_json: bool) -> None:
-    shown = found[:limit]
-    if as_json:
-        emit(shown)
-        return
-    if not found:
-        click.echo(f"There are no buffers in the storage account {account.name}.")
-        return
-    rows = [(each.name, size(each.size), f"{each.modified:%Y-%m-%d %H:%M:%S}") for each in shown]
-    click.echo(columns(rows, ("buffer", "size", "last used (UTC)")))
-    if len(shown) < len(found):
-        rest = found[len(shown) :]
-        click.echo(f"and {len(rest)} more, {size(sum(each.size for each in rest))} together")
+    none = f"There are no buffers in the storage account {account.name}."
+    show_blobs(found, limit, ("buffer", "size", "last used (UTC)"), none, as_json=as_json)
 
 
 @storage.command()
@@ -146,7 +116,7 @@ def _list_buffers(account: Account, found: list[Any], limit: int | None, *, as_j
     help="Remove of the cache what nobody has used for so long.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-@_on_account
+@on_account
 @json_option
 def gc(account: Account, days: float, dry_run: bool, as_json: bool) -> None:
     """Remove what nobody has used for long, and what sessions that died have left behind.
@@ -193,18 +163,5 @@ def _nothing(account: Account) -> str:
     return f"There is nothing of joblib_azure in the storage account {account.name}."
 
 
-def size(number: int) -> str:
-    """Return bytes as a person reads them.
-
-    Examples
-    --------
-    >>> size(999), size(12_345), size(3_400_000_000)
-    ('999 B', '12.3 kB', '3.4 GB')
-    """
-    amount, units = float(number), iter(("B", "kB", "MB", "GB", "TB", "PB"))
-    unit = next(units)
-    for larger in units:
-        if round(amount, 1) < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{number} B" if unit == "B" else f"{amount:.1f} {unit}"
+storage.add_command(get)
+storage.add_command(delete)

@@ -1,4 +1,7 @@
-"""Which pool a command is about: the one of the cluster's file, or another one of the account by its name."""
+"""Which pool a command is about: the one of the cluster's file, or another one of the account by its name.
+
+And which storage account.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import ClusterError, ResourceNotFoundError
-from .common import cluster_option, credentials_option, load_account, load_cluster
+from .common import cluster_option, credentials_option, load_account, load_cluster, offered
 
 if TYPE_CHECKING:
     from ..cluster import Cluster
     from ..config import AccountConfig
+    from ..service import BatchService, BlobService
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,10 +75,49 @@ class Target:
             yield cluster
 
 
+class Account:
+    """The storage account that a command is about, and the Batch account whose sessions use it."""
+
+    def __init__(self, cluster_file: str | None, credentials_file: str | None) -> None:
+        self._config = load_account(credentials_file, cluster_file)
+
+    @property
+    def name(self) -> str:
+        return self._config.storage_account
+
+    @contextlib.contextmanager
+    def services(self) -> Iterator[tuple[BlobService, BatchService]]:
+        from ..cluster.connections import Connections
+
+        with contextlib.closing(Connections(self._config)) as connections:
+            yield connections.blobs, connections.batch
+
+
+def on_account(command: F) -> F:
+    """Add the options that say which account is meant; the command gets an `Account` as its first argument."""
+
+    @cluster_option
+    @credentials_option
+    @wraps(command)
+    def wrapper(*args: Any, cluster_file: str | None, credentials_file: str | None, **kw: Any) -> Any:
+        return command(Account(cluster_file, credentials_file), *args, **kw)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _complete_pool(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return offered(ctx, lambda found: (pool.id for pool in found.batch.pools(incomplete)))
+
+
 def on_target(command: F) -> F:
     """Add the options that say which pool is meant; the command gets a `Target` as its first argument."""
 
-    @click.option("--name", metavar="POOL", help="Another pool of the account, in place of the cluster's file.")
+    @click.option(
+        "--name",
+        metavar="POOL",
+        shell_complete=_complete_pool,
+        help="Another pool of the account, in place of the cluster's file.",
+    )
     @cluster_option
     @credentials_option
     @wraps(command)

@@ -15,6 +15,6 @@ from .core import Cluster
 from .floor import Floor
 from .spec import Difference
 from .view import ClusterStatus
-from .waiting import COMING, USABLE, Progress, Waiting
+from .waiting import Progress, Waiting, ready_and_starting
 
-__all__ = ["COMING", "USABLE", "Cluster", "ClusterStatus", "Difference", "Floor", "Progress", "Waiting"]
+__all__ = ["Cluster", "ClusterStatus", "Difference", "Floor", "Progress", "Waiting", "ready_and_starting"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..config import AccountConfig
 from ..errors import ConfigurationError
+from ..retries import SERVICE_SECONDS
 from ..service import BatchService, BlobService
 
 if TYPE_CHECKING:
@@ -21,10 +23,18 @@ class Connections:
     Parameters
     ----------
     account : AccountConfig
+    seconds : float
+        For which a service may refuse what is asked for now, or be out of reach, before that is an error.
+    alive : callable
+        Whether the services are there at all, as far as is known without asking them.
     """
 
-    def __init__(self, account: AccountConfig) -> None:
+    def __init__(
+        self, account: AccountConfig, seconds: float = SERVICE_SECONDS, alive: Callable[[], bool] = lambda: True
+    ) -> None:
         self.account = account
+        self._seconds, self._alive = seconds, alive
+        self._closed = threading.Event()
         self._lock = threading.RLock()
         self._batch: BatchService | None = None
         self._blobs: BlobService | None = None
@@ -46,12 +56,13 @@ class Connections:
                     if endpoint is None:
                         raise ConfigurationError("batchEndpoint: needed where the Batch account's key is used")
                     secret = key.get_secret_value()
-                    self._batch = connect_batch(endpoint, account=account.batch_account, key=secret)
+                    self._batch = connect_batch(endpoint, account=account.batch_account, key=secret, **self._patience())
                 else:
                     self._batch = connect_batch(
                         account.batch_endpoint or self._found_endpoint(),
                         credential=self.credential,
                         scope=account.endpoints.batch_scope,
+                        **self._patience(),
                     )
             return self._batch
 
@@ -66,10 +77,17 @@ class Connections:
                 endpoint = account.storage_endpoint or ""
                 if key is not None:
                     secret = key.get_secret_value()
-                    self._blobs = connect_blobs(endpoint, account=account.storage_account, key=secret)
+                    self._blobs = connect_blobs(
+                        endpoint, account=account.storage_account, key=secret, **self._patience()
+                    )
                 else:
-                    self._blobs = connect_blobs(endpoint, credential=self.credential)
+                    self._blobs = connect_blobs(endpoint, credential=self.credential, **self._patience())
             return self._blobs
+
+    def _patience(self) -> dict[str, Any]:
+        # Nothing of this object: what is dropped is to close its connections then, not when the collector comes to it.
+        alive, closed = self._alive, self._closed
+        return {"seconds": self._seconds, "wanted": lambda: alive() and not closed.is_set()}
 
     @property
     def credential(self) -> TokenCredential:
@@ -146,3 +164,5 @@ class Connections:
                 if close is not None:
                     close()
             self._batch = self._blobs = self._credential = None
+            self._closed.set()
+            self._closed = threading.Event()

@@ -8,11 +8,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..config import AccountConfig, ClusterConfig
-from ..errors import AuthenticationError, ClusterError, ConflictError, ResourceNotFoundError
+from ..errors import (
+    AuthenticationError,
+    ClusterError,
+    ConflictError,
+    JoblibAzureError,
+    ResourceNotFoundError,
+    ServiceError,
+)
+from ..retries import SERVICE_SECONDS
 from ..service import NodeState, PoolState
 from . import lifecycle
 from .connections import Connections
 from .spec import config_of, recorded_size
+from .stranded import log_command
 from .view import PoolView
 from .waiting import NodeWait, Progress
 
@@ -42,7 +51,7 @@ class Cluster(PoolView):
 
     def __init__(self, config: ClusterConfig, account: AccountConfig | None = None) -> None:
         self._prepare(config)
-        self._connections = Connections(account or AccountConfig.from_environment())
+        self._connections = Connections(account or AccountConfig.from_environment(), config.service_timeout)
 
     # making one -----------------------------------------------------------------------------------------
 
@@ -119,8 +128,11 @@ class Cluster(PoolView):
         PoolDiffersError
             Where it differs in what its use depends on.
         """
-        name = cluster if isinstance(cluster, str) else cluster.name
-        connections = Connections(account or AccountConfig.from_environment())
+        if isinstance(cluster, str):
+            name, seconds = cluster, settings.get("service_timeout", SERVICE_SECONDS)
+        else:
+            name, seconds = cluster.name, cluster.service_timeout
+        connections = Connections(account or AccountConfig.from_environment(), seconds)
         try:
             found = connections.batch.pool(name)
         except ResourceNotFoundError as exc:
@@ -130,7 +142,11 @@ class Cluster(PoolView):
                 pool=name,
             ) from exc
         if found.state != "active":
-            raise ClusterError(f"pool {name!r} is {found.state}", pool=name)
+            raise ClusterError(
+                f"pool {name!r} is {found.state}. Once `joblib-azure cluster list` shows it no more, `joblib-azure "
+                "cluster create` makes it anew",
+                pool=name,
+            )
         config = config_of(found, **settings) if isinstance(cluster, str) else cluster
         attached = cls(config, connections.account)
         attached._connections = connections
@@ -159,7 +175,11 @@ class Cluster(PoolView):
             Where a pool of that name has other slots, or is still being deleted at the deadline.
         ServiceError
         """
-        self._ensure(strict=False, cancelled=cancelled)
+        try:
+            self._ensure(strict=False, cancelled=cancelled)
+        except ServiceError as exc:
+            self.advise(exc)
+            raise
 
     def _ensure(self, *, strict: bool, cancelled: Callable[[], bool]) -> None:
         found = lifecycle.ensure_pool(
@@ -167,7 +187,7 @@ class Cluster(PoolView):
             self.config,
             strict=strict,
             timeout=DELETION_SECONDS,
-            progress=self.progress,
+            progress=self._teller(),
             cancelled=cancelled,
         )
         if found is None:
@@ -180,6 +200,14 @@ class Cluster(PoolView):
 
     def check(self) -> None:
         """Raise a `ClusterError` where the cluster is known to be gone; a pool on Azure is asked by requests only."""
+
+    def log_command(self, job: str, task: str, node: str | int | None) -> str:
+        """Return the command that shows what a task of a session has written; empty where there is none."""
+        return log_command(self.config.name, job, task, node)
+
+    def advise(self, exc: JoblibAzureError) -> None:
+        """Add to an error of the services what finds out more."""
+        exc.advise("`joblib-azure doctor` tries each step of the way by itself")
 
     def wait_for_node(self, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Wait until a node can run tasks; a pool that scales and has none is asked for one.
@@ -227,7 +255,7 @@ class Cluster(PoolView):
             self.batch,
             self.config.name,
             self.config.node_timeout if timeout is None else timeout,
-            progress=self.progress,
+            progress=self._teller(),
             cancelled=cancelled,
             help=lambda pool: self._help(pool, cancelled),
             fresh=self._is_ours,
@@ -252,9 +280,24 @@ class Cluster(PoolView):
             return
         # Until the nodes are up and two evaluations have seen what they do.
         seconds = self.config.node_timeout + 2 * size.evaluation_interval
-        before = self._demand.raise_to(dedicated, spot, seconds, cancelled=cancelled, progress=self.progress)
+        before = self._demand.raise_to(dedicated, spot, seconds, cancelled=cancelled, progress=self._teller())
         if before is not None:
             self._asked, self._mark = True, before.allocation_since
+
+    def release(self, job: str = "") -> bool:
+        """Let the nodes go that `demand` has asked for, unless another job is on the pool: its formula decides then.
+
+        Parameters
+        ----------
+        job : str
+            That needs them no more.
+
+        Returns
+        -------
+        bool
+            Whether that is so now; else they stay until the end of what was asked for, at most.
+        """
+        return self._demand.lower(job)
 
     def _help(self, pool: PoolState, cancelled: Callable[[], bool]) -> bool:
         """Nothing is there and nothing is coming: do what can be done about it."""

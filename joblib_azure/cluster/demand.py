@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
-from ..errors import AuthenticationError, ClusterError, ConflictError
+from ..errors import AuthenticationError, ClusterError, ConflictError, ServiceError
 from ..service import PoolService, PoolState
-from .floor import Floor, floor_of, with_floor
+from .floor import Floor, floor_of, with_floor, without_floor
 from .waiting import Progress, Teller, Waiting
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,14 @@ _RETRY = 2.0
 _PATIENCE = 180.0
 #: A floor that ends this much earlier than wanted is good enough: sessions that follow each other need no request.
 _SLACK = timedelta(minutes=5)
+#: Seconds that `Demand.lower` waits for a floor that is just being raised.
+_RAISING = 2.0
+#: States of jobs that want no nodes any more.
+_OVER = frozenset({"terminating", "completed", "deleting"})
 
 
 class Demand:
-    """Raises the floor of one pool.
+    """Raises the floor of one pool, and lowers it again.
 
     Parameters
     ----------
@@ -47,6 +51,9 @@ class Demand:
         self._interval = interval
         self._lock = threading.Lock()
         self._asked: float | None = None
+        # What was written last, and what somebody else had written before.
+        self._raised: Floor | None = None
+        self._others: Floor | None = None
 
     def raise_to(
         self,
@@ -89,7 +96,7 @@ class Demand:
                     self._wait(begun, wait, "the service takes another floor once in 30 s", teller, cancelled)
                     continue
                 try:
-                    self._enable(pool, wanted.together(there, now))
+                    self._enable(pool, wanted.together(there, now), there)
                 except ConflictError as exc:
                     self._conflict(exc, begun, teller, cancelled)
                     continue
@@ -99,14 +106,71 @@ class Demand:
                 return pool
         return None
 
-    def _enable(self, pool: PoolState, floor: Floor) -> None:
+    def lower(self, job: str = "") -> bool:
+        """Take off the floor that this object has raised, so that the pool's formula alone decides; tries once.
+
+        It stays where another job is on the pool, which may count on it, and where somebody else has raised it since.
+
+        Parameters
+        ----------
+        job : str
+            That needs it no more.
+
+        Returns
+        -------
+        bool
+            Whether nothing is left of it. Else it ends at its deadline.
+        """
+        if self._raised is None:
+            return True
+        # A thread that raises it sees that it is cancelled at its next look. One that stands still, since the process
+        # is about to die, does not: then this is the last word.
+        turn = self._lock.acquire(timeout=_RAISING)
+        try:
+            return self._lower(self._raised, job)
+        except ServiceError as exc:
+            # The service takes such a request once in 30 s, and nobody waits so long for the end of a program.
+            logger.info("pool %s: its floor of %s ends by itself: %s", self._pool, self._raised, exc)
+            return False
+        finally:
+            if turn:
+                self._lock.release()
+
+    def _lower(self, raised: Floor, job: str) -> bool:
+        batch, now = self._batch(), datetime.now(timezone.utc)
+        pool = batch.pool(self._pool)
+        found = None if pool.autoscale is None else floor_of(pool.autoscale.formula)
+        if pool.autoscale is None or found is None or found.until <= now or not raised.covers(found):
+            self._raised = None
+            return True
+        others = [each.id for each in batch.jobs(self._pool) if each.id != job and each.state not in _OVER]
+        if others:
+            logger.info("pool %s: its floor stays for job %s", self._pool, others[0])
+            return False
+        formula, rest = pool.autoscale.formula, self._others
+        formula = without_floor(formula) if rest is None or rest.until <= now else with_floor(formula, rest)
+        batch.enable_autoscale(self._pool, formula, etag=pool.etag)
+        self._raised, self._asked = None, time.monotonic()
+        logger.info("pool %s: floor of %s taken off", self._pool, raised)
+        return True
+
+    def _enable(self, pool: PoolState, floor: Floor, there: Floor | None) -> None:
         if pool.autoscale is None:
             return
         try:
             formula = with_floor(pool.autoscale.formula, floor)
         except ValueError as exc:
             raise ClusterError(str(exc), pool=self._pool) from exc
-        self._batch().enable_autoscale(self._pool, formula, etag=pool.etag)
+        before = self._raised, self._others
+        if there != self._raised:
+            self._others = there
+        # As it is read again: to the second. And before it is there: whatever interrupts the request, it may be.
+        self._raised = floor_of(formula)
+        try:
+            self._batch().enable_autoscale(self._pool, formula, etag=pool.etag)
+        except ServiceError:
+            self._raised, self._others = before
+            raise
         self._asked = time.monotonic()
         logger.info("pool %s: floor raised to %s", self._pool, floor)
 

@@ -29,6 +29,7 @@ from ..service import (
     RegistrySpec,
     StartTaskSpec,
 )
+from . import supervision
 from .floor import without_floor
 
 #: Metadata of a pool: what a client that attaches to it needs to know.
@@ -37,6 +38,9 @@ RECORD = "joblib_azure"
 _RECORDED = {"vm_size", "cores", "pool_size", "container_image", "python", "environment", "python_path"}
 #: A start task is tried once more: package mirrors fail now and then.
 _START_RETRIES = 1
+#: What runs the start task, since Batch runs a command line without a shell; and how the user's lines begin.
+_SHELL = ("/bin/bash", "-c")
+_STRICT = "set -e -o pipefail"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +117,10 @@ def _containers(config: ClusterConfig, account: AccountConfig) -> ContainerSpec 
 
 
 def _start_task(config: ClusterConfig) -> StartTaskSpec | None:
-    if not config.command_line and not config.resource_files:
+    if not (config.warm or config.command_line or config.resource_files):
         return None
-    # Batch runs a command line without a shell. One command a line: any of them may end with a comment or with "&".
-    script = "\n".join(("set -e -o pipefail", *config.command_line))
+    # One command a line: any of them may end with a comment or with "&".
+    script = "\n".join(([supervision.prelude()] if config.warm else []) + [_STRICT, *config.command_line])
     files = [
         FileSpec(
             http_url=file.http_url or "",
@@ -129,7 +133,19 @@ def _start_task(config: ClusterConfig) -> StartTaskSpec | None:
         )
         for file in config.resource_files
     ]
-    return StartTaskSpec(command=f"/bin/bash -c {shlex.quote(script)}", files=tuple(files), retries=_START_RETRIES)
+    return StartTaskSpec(command=shlex.join((*_SHELL, script)), files=tuple(files), retries=_START_RETRIES)
+
+
+def users_lines(task: StartTaskSpec | None) -> str:
+    """Return the part of a start task that a configuration's ``commandLine`` is; all of one that is somebody else's."""
+    if task is None:
+        return ""
+    try:
+        *shell, script = shlex.split(task.command)
+    except ValueError:
+        return task.command
+    first, _, rest = supervision.without_prelude(script).partition("\n")
+    return rest if tuple(shell) == _SHELL and first == _STRICT else task.command
 
 
 def _mount(mount: Any, account: AccountConfig) -> MountSpec:
@@ -246,7 +262,7 @@ def _fixed_differences(config: ClusterConfig, wanted: PoolSpec, found: PoolSpec)
     yield from differs("containerImage", _images(ours), _images(theirs))
     if _images(ours) == _images(theirs):
         yield from differs("containerRegistry", _registries(ours), _registries(theirs))
-    yield from differs("commandLine", _command(wanted.start_task), _command(found.start_task))
+    yield from differs("commandLine", users_lines(wanted.start_task), users_lines(found.start_task))
     yield from differs("resourceFiles", _files(wanted.start_task), _files(found.start_task))
     yield from differs("subnetId", wanted.subnet_id.lower(), found.subnet_id.lower())
     yield from differs("identities", _ids(wanted.identities), _ids(found.identities))
@@ -299,10 +315,6 @@ def _images(containers: ContainerSpec | None) -> tuple[str, ...]:
 def _registries(containers: ContainerSpec | None) -> tuple[str, ...]:
     registries = containers.registries if containers is not None else ()
     return tuple(f"{each.server} as {each.username or each.identity or 'anybody'}" for each in registries)
-
-
-def _command(task: StartTaskSpec | None) -> str:
-    return task.command if task is not None else ""
 
 
 def _files(task: StartTaskSpec | None) -> tuple[str, ...]:

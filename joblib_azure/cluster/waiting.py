@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ..errors import ClusterError, NodesUnavailableError, ResourceNotFoundError
-from ..service import NodeState, PoolService, PoolState
+from ..service import NodeCounts, NodeState, PoolService, PoolState
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,13 @@ class Teller:
             self._progress(now)
 
 
+def ready_and_starting(counts: NodeCounts) -> tuple[int, int]:
+    """Return how many nodes of both kinds can run tasks, and how many will."""
+    states = [*counts.dedicated.items(), *counts.spot.items()]
+    ready, starting = (sum(count for state, count in states if state in which) for which in (USABLE, COMING))
+    return ready, starting
+
+
 def states(nodes: Iterable[NodeState]) -> str:
     """Count nodes by state: ``2 idle, 1 starting``."""
     return ", ".join(f"{count} {state}" for state, count in Counter(node.state for node in nodes).items())
@@ -127,7 +134,10 @@ def log_tail(batch: PoolService, pool: str, node: NodeState) -> str:
     for name in ("stderr", "stdout"):
         tail = batch.node_file_tail(pool, node.id, f"startup/{name}.txt", _TAIL).strip()
         if tail:
-            return f"; its start task's {name} ends:\n{tail}"
+            return (
+                f"; its start task's {name} ends:\n{tail}\n"
+                f"`joblib-azure cluster file {node.id} startup/{name}.txt --name {pool}` shows all of it"
+            )
     return ""
 
 
@@ -210,7 +220,10 @@ class NodeWait:
         try:
             return self._run(count)
         except ResourceNotFoundError as exc:
-            raise ClusterError(f"pool {self.pool!r} is gone: somebody has deleted it", pool=self.pool) from exc
+            raise ClusterError(
+                f"pool {self.pool!r} is gone: somebody has deleted it. `joblib-azure cluster create` makes it anew",
+                pool=self.pool,
+            ) from exc
 
     def _run(self, count: int | None) -> list[NodeState]:
         begun, pause, teller = time.monotonic(), FIRST_LOOK, Teller(self.progress)
@@ -248,7 +261,11 @@ class NodeWait:
 
     def _check(self, pool: PoolState, nodes: Sequence[NodeState], ready: Sequence[NodeState]) -> None:
         if pool.state != "active":
-            raise ClusterError(f"pool {self.pool!r} is {pool.state}", pool=self.pool)
+            raise ClusterError(
+                f"pool {self.pool!r} is {pool.state}. Once `joblib-azure cluster list` shows it no more, `joblib-azure "
+                "cluster create` makes it anew",
+                pool=self.pool,
+            )
         run = pool.autoscale_run
         fails = run is not None and run.error and not run.error.startswith(_NO_SAMPLES)
         if fails and not nodes and not ready and self._helped:
