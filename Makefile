@@ -20,6 +20,7 @@ test-live: $(STAMP)
 
 large: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m large
+	@JOBLIB_AZURE_FUZZ=20 $(BIN)/python -m pytest -n 2 --dist loadfile -m fuzz --timeout 3600
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -37,6 +38,8 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench_requests.py
 	@$(BIN)/python benchmarks/bench_peers.py --quick
 	@$(BIN)/python benchmarks/bench_data.py --quick
+	@$(BIN)/python benchmarks/bench_overhead.py --quick
+	@$(BIN)/python benchmarks/bench_max_tasks.py --quick
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: Python 3.10 or newer is needed and was not found; set PYTHON=…" >&2; exit 1; }

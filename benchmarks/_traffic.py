@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 import time
 from collections import defaultdict
@@ -114,7 +115,9 @@ class TrafficLog:
         """Return the bytes that a node can have fetched at most, of `fetched` by all of them."""
         cached: list[int] = []
         for node in (self._cluster.host.folder / "nodes").iterdir():
-            files = [path for path in (node / "shared" / "joblib_azure" / "buffers").rglob("*") if path.is_file()]
+            files = [
+                path for path in (node / "joblib_azure" / str(os.getuid()) / "buffers").rglob("*") if path.is_file()
+            ]
             cached.append(sum(path.stat().st_size for path in files))
         if len(cached) < 2 or sum(cached) > fetched:  # more than was fetched: says nothing of what was
             return fetched

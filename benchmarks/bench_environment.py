@@ -70,7 +70,7 @@ class Nodes:
 
     def forget(self, *names: str) -> None:
         """Remove folders of the nodes' own; all of them by default."""
-        for folder in self._cluster.host.folder.glob("nodes/*/shared/joblib_azure/*"):
+        for folder in self._cluster.host.folder.glob("nodes/*/joblib_azure/*/*"):
             if folder.name != "buffers" and (not names or folder.name in names):
                 shutil.rmtree(folder)
 

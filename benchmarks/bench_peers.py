@@ -10,6 +10,9 @@ and not the machine. ``--compute`` makes them use the CPU for that time instead;
 that sleep finish sooner the more of them a peer runs at once, on however few cores (loky gives each of two calls
 two threads, a node with one core one worker). W7's ratio depends on where the culprit lies in the peer's order of
 calls; the seconds after its raise do not.
+
+``--warm`` asks what a warm cluster adds to loky: W1, W3, W2, W5 and W5c, computing, in five pairs. The exit code is 1
+where azure's ratio of the next calls is above its bound.
 """
 
 from __future__ import annotations
@@ -185,6 +188,11 @@ WORKLOADS = {
 }
 
 
+#: Ratio to loky once warm that azure may have, by workload: what ``--warm`` judges, in this order.
+BOUNDS = {"W1": 1.10, "W3": 1.15, "W2": 2.0, "W5": 1.15, "W5c": 1.15}
+_JUDGED = "azure"
+_WARM_PAIRS = 5
+
 # measuring -------------------------------------------------------------------------------------------------
 
 
@@ -234,16 +242,26 @@ def _text(summary: dict[str, Figures], figure: str, form: str) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, for example W1,W3")
+    parser.add_argument("--only", help="workloads, for example W1,W3; by default all, or those that --warm judges")
     add_options(parser)
+    parser.set_defaults(pairs=None)
     parser.add_argument("--next", type=int, default=1, help="calls after the first one")
     parser.add_argument("--array-mb", type=int, help="size of W4's array")
     parser.add_argument("--compute", action="store_true", help="calls of given duration compute instead of sleeping")
+    parser.add_argument("--warm", action="store_true", help=f"judge warm calls that compute, {_WARM_PAIRS} pairs")
     parser.add_argument("--quick", action="store_true", help="one pair of smaller workloads, in some minutes")
-    parser.add_argument("--save", help="name of the results; by default peers or peers_quick")
+    parser.add_argument("--save", help="name of the results; by default peers, or warm, and …_quick")
     options = parser.parse_args()
-    options.only = known(parser, options.only, WORKLOADS)
+    if options.warm:
+        options.compute = True
+        options.next = max(1, options.next)
+        options.only = options.only or ",".join(BOUNDS)
+    if options.pairs is None:
+        options.pairs = _WARM_PAIRS if options.warm else 3
+    options.only = known(parser, options.only or ",".join(WORKLOADS), WORKLOADS)
     options.peers = installed(known(parser, options.peers, PEERS))
+    if options.warm and not {BASE, _JUDGED} <= set(options.peers):
+        parser.error(f"--warm compares {_JUDGED} with {BASE}: leave both in --peers")
     return options
 
 
@@ -283,8 +301,33 @@ def main() -> int:
             print(" · ".join(rows[-1]), flush=True)
     print("\nmedians, first call / next calls\n")
     print_table(("workload", "peer", "seconds", "ratio", "tasks", "requests", "s after raise"), rows)
-    print(f"\n{save(options.save or ('peers_quick' if options.quick else 'peers'), figures)}")
-    return 0
+    kept = not options.warm or judge(figures)
+    name = f"{'warm' if options.warm else 'peers'}{'_quick' if options.quick else ''}"
+    print(f"\n{save(options.save or name, figures)}")
+    return 0 if kept or options.quick else 1
+
+
+def judge(figures: dict[str, Any]) -> bool:
+    """Print the ratios of warm calls beside their bounds; return whether azure's are within."""
+    rows: list[list[str]] = []
+    kept = True
+    for name, found in figures["workloads"].items():
+        if name not in BOUNDS:
+            continue
+        ratios = {peer: warm["next"] for peer, warm in found["summary"].items() if peer != BASE}
+        within = ratios[_JUDGED]["ratio"] <= BOUNDS[name]
+        kept = kept and within
+        texts = {
+            peer: f"{each['ratio']:.2f} ({each['least_ratio']:.2f} to {each['most_ratio']:.2f})"
+            for peer, each in ratios.items()
+        }
+        others = [texts.get(peer, "–") for peer in PEERS if peer not in (BASE, _JUDGED)]
+        rows.append([found["title"], texts[_JUDGED], f"{BOUNDS[name]:.2f}", "kept" if within else "NOT KEPT", *others])
+    figures["kept"] = kept
+    print(f"\nratio to {BASE} once warm: median of {figures['options']['pairs']} pairs (least to most)\n")
+    head = ("workload", _JUDGED, "bound", "", *(peer for peer in PEERS if peer not in (BASE, _JUDGED)))
+    print_table(head, rows)
+    return kept
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
     from .config import AccountConfig, ClusterConfig
     from .errors import JoblibAzureError
+    from .jobs import Job, OutputFile, submit
     from .local import LocalCluster
 
 __version__ = "0.1.0"
@@ -30,9 +31,12 @@ __all__ = [
     "AzureBackend",
     "Cluster",
     "ClusterConfig",
+    "Job",
     "JoblibAzureError",
     "LocalCluster",
+    "OutputFile",
     "__version__",
+    "submit",
 ]
 
 _HOMES = {
@@ -40,8 +44,11 @@ _HOMES = {
     "Cluster": "cluster",
     "AzureBackend": "backend",
     "ClusterConfig": "config",
+    "Job": "jobs",
     "JoblibAzureError": "errors",
     "LocalCluster": "local",
+    "OutputFile": "jobs",
+    "submit": "jobs",
 }
 
 

@@ -12,34 +12,43 @@ hands each Parallel a child of its own (DESIGN.md, decision 7).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cloudpickle
-from joblib.parallel import FallbackToBackend, ParallelBackendBase, SequentialBackend, get_active_backend
+from joblib.parallel import BatchedCalls, FallbackToBackend, ParallelBackendBase, SequentialBackend, get_active_backend
 
-from .call import Call, CallSettings, ChunkFuture
+from .bundler import CallSettings
+from .call import Call, ChunkFuture
 from .cluster import Cluster
 from .codec import PROTOCOL
 from .config import ClusterConfig
-from .dispatch import Pump, describe_function
+from .dispatch import Pump, describe_function, expected, speaker
 from .errors import SessionClosedError
+from .history import History
+from .labels import check_name
 from .node.limits import THREAD_VARIABLES
 from .node.nested import NestedBackend
+from .progress import SILENT, Reporter, reporter, wish_of
 from .registry import resolve_cluster, session_for
+from .resources import Resources, Sources, read
 from .session import Session
 
 logger = logging.getLogger(__name__)
 
 _asking = threading.local()
+#: joblib's ``verbose`` from which on progress is more than a line.
+_DETAIL = 5
 
 
-def _active_cluster() -> Cluster | None:
-    """Return the cluster of the surrounding ``parallel_config("azure", cluster=…)``, if there is one."""
+def _active() -> AzureBackend | None:
+    """Return the backend of the surrounding ``parallel_config("azure", cluster=…)``, if there is one."""
     # Where "azure" is joblib's default backend, joblib makes one to answer with, and that one must not ask again.
     if getattr(_asking, "asked", False):
         return None
@@ -48,7 +57,7 @@ def _active_cluster() -> Cluster | None:
         active = get_active_backend()[0]
     finally:
         _asking.asked = False
-    return active.cluster if isinstance(active, AzureBackend) else None
+    return active if isinstance(active, AzureBackend) else None
 
 
 class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
@@ -65,11 +74,24 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         Threads that BLAS and OpenMP may use in a worker; by default the cores that its call has.
     initializer, initargs : callable and tuple, optional
         Called once in every worker, before its first call.
+    job : str, optional
+        A label for this script: what its calls return is kept in storage, and where it is run again with that label,
+        after its client died or was interrupted, what had been computed is not computed again. A call is recognised
+        by its place in the script, its function's code and its arguments; one that has changed runs again.
+        ``joblib-azure job delete LABEL`` removes what is kept; nobody deletes it before ``keepDays`` are over.
+    resource_files : path, URL, sequence of these or mapping of str to these, optional
+        Files and folders of this machine, and URLs, that calls find in the folder in which they run: each under its
+        name, or under the path that a mapping gives it. They are read-only: the tasks of a node share them.
+    inputs : str, sequence of str or mapping of str to str, optional
+        ``"container"`` or ``"container/prefix"``: blobs of the storage account that they find there.
+    progress : bool, optional
+        Whether to show what is waited for and how far the calls are. By default the variable
+        ``JOBLIB_AZURE_PROGRESS`` says so (1 or 0), and else it is shown on a terminal and in a notebook.
 
     Raises
     ------
     ConfigurationError
-        Where the cluster's configuration is wrong. Nothing was created then.
+        Where the cluster's configuration is wrong, or a resource file is not there. Nothing was created then.
 
     Examples
     --------
@@ -94,13 +116,25 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         inner_max_num_threads: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        job: str | None = None,
+        progress: bool | None = None,
+        resource_files: Sources | None = None,
+        inputs: Sources | None = None,
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        resources: Resources | None = None
         if cluster is None:
             # Parallel(backend="azure") inside parallel_config("azure", cluster=…) means that cluster.
-            cluster = _active_cluster()
+            active = _active()
+            if active is not None:
+                cluster, job = active.cluster, active.job if job is None else job
+                resources = active.resources if resource_files is None and inputs is None else None
         self.cluster: Cluster = resolve_cluster(cluster)
         self.initializer, self.initargs = initializer, initargs
+        self.job: str | None = None if job is None else check_name(job, "job")
+        self.resources: Resources = read(resource_files, inputs) if resources is None else resources
+        self._progress = wish_of(progress)
+        self._reporter: Reporter = SILENT
         self.parallel: Any = None
         self._is_template = True
         self._settings: CallSettings | None = None
@@ -158,8 +192,9 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         if self._is_template:
             child = AzureBackend(
-                self.cluster, self.nesting_level, self.inner_max_num_threads, self.initializer, self.initargs
+                self.cluster, self.nesting_level, self.inner_max_num_threads, self.initializer, self.initargs, self.job
             )
+            child._progress, child.resources = self._progress, self.resources
             child._is_template = False
             raise FallbackToBackend(child)
         self.parallel = parallel
@@ -173,6 +208,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             path=(),
             environment={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
             return_as=getattr(parallel, "return_as", "list"),
+            timed=getattr(parallel, "timeout", None) is not None,
             initializer=None if initializer is None else cloudpickle.dumps((initializer, initargs), PROTOCOL),
         )
         return workers
@@ -191,14 +227,31 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         """
         self._failure = None
         try:
-            self._session, self._call = self._begin()
+            self._reporter = shown = self._new_reporter()
+            # A wait that nobody watches says so in the log.
+            with contextlib.nullcontext() if shown is SILENT else self.cluster.watched(shown):
+                self._session, self._call = self._begin()
         except BaseException as exc:
+            self._reporter.end()
             logger.debug("starting a call on %r failed", self.cluster, exc_info=True)
             self._failure = exc
             return
+        self._call.say = speaker(self.parallel)
+        self._call.total = expected(self.parallel)
+        if shown is not SILENT:
+            counters = self._session.counters
+            shown.running(partial(counters.look, self._call, counters.mark()))
         if Pump.applies_to(self.parallel):
             session, call = self._session, self._call
             self._pump = Pump(self.parallel, lambda: session.wanted(call), lambda: session.exhaust(call))
+
+    def _new_reporter(self) -> Reporter:
+        return reporter(
+            self._progress,
+            f"cluster {self.cluster.config.name}",
+            detail=getattr(self.parallel, "verbose", 0) >= _DETAIL,
+            lasting=getattr(self.parallel, "return_as", "list") != "list",
+        )
 
     def _begin(self) -> tuple[Session, Call]:
         settings = self._settings
@@ -206,7 +259,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             raise RuntimeError("configure() comes before start_call()")
         settings = CallSettings(**{**vars(settings), "path": self.cluster.python_path})
         while True:
-            session = session_for(self.cluster)
+            session = session_for(self.cluster, self.job or "", self.resources)
             try:
                 return session, session.start_call(settings)
             except SessionClosedError:
@@ -218,10 +271,28 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         if self._session is None or self._call is None:
             self._call = self._call or self._failed_call()
             return self._call.add(func, callback)
-        future = self._call.add(func, callback)
-        self._session.ready(self._call, future.chunk, len(func), describe_function(func))
+        if self._session.history is None:
+            future = self._call.add(func, callback)
+            self._session.ready(self._call, future.chunk, len(func), describe_function(func))
+        else:
+            future = self._submit_unknown(self._session, self._call, self._session.history, func, callback)
         if self._pump is not None:
             self._pump.take_over()
+        return future
+
+    def _submit_unknown(
+        self, session: Session, call: Call, history: History, func: Any, callback: Callable[[Any], Any] | None
+    ) -> ChunkFuture:
+        """Queue what no earlier run of the script has computed of a chunk."""
+        known, trace = history.recall(call, func.items)
+        left = [item for place, item in enumerate(func.items) if place not in known]
+        if not left:
+            future = call.add(None, callback, known=known)
+            session.deliver_known(call, future.chunk, describe_function(func))
+            return future
+        rest = BatchedCalls(left, (func._backend, func._n_jobs), None, func._pickle_cache) if known else func
+        future = call.add(rest, callback, known=known, trace=trace)
+        session.ready(call, future.chunk, len(left), describe_function(func))
         return future
 
     def _failed_call(self) -> Call:
@@ -261,6 +332,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         self._end()
 
     def _end(self) -> None:
+        self._reporter.end()
         pump, self._pump = self._pump, None
         if pump is not None:
             pump.stop()

@@ -6,7 +6,6 @@ callbacks. So a callback that is slow, or waits for a lock of its Parallel, hold
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import itertools
@@ -14,62 +13,31 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .bundler import Bundler, CallSettings
 from .capacity import Bundle
-from .codec import Buffer, CallEncoder, EncodedChunk, decode_outcome, write_bundle
+from .codec import Buffer, EncodedChunk, decode_outcome
 from .codec.content import Map
-from .errors import CodecError, JoblibAzureError, PackagesError, RemoteTraceback, TaskPicklingError, WorkerDiedError
+from .errors import (
+    CodecError,
+    JoblibAzureError,
+    PackagesError,
+    RemoteTraceback,
+    TaskPicklingError,
+    WorkerDiedError,
+    call_numbers,
+    stderr_end,
+)
+from .history import Remembered, Trace, merged
 from .results import Results
 
 logger = logging.getLogger(__name__)
 
-#: Buffers from this size on move by themselves where the user says nothing of it: joblib's own ``max_nbytes``.
-THRESHOLD = 1 << 20
 #: Other chunks that are looked at for what a chunk has in common with them.
 _BESIDE = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallSettings:
-    """What a Parallel call asks for.
-
-    Parameters
-    ----------
-    n_jobs : int
-        Chunks that may run at once, at least 2.
-    max_nbytes : int or None
-        Buffers of at least this many bytes move by themselves, once, and are mapped on the node. None: each call
-        gets copies of its own there, as it would at home; they still move once.
-    mmap_mode : str or None
-        How they are mapped on the node.
-    inner_max_num_threads : int or None
-        Threads of BLAS and OpenMP in a worker.
-    path : tuple of str
-        Further entries of ``sys.path`` on the node.
-    environment : mapping
-        Variables for the calls: the limits of threads that the user set here.
-    initializer : bytes or None
-        Pickle of a function and its arguments, called once in every worker before its first call.
-    return_as : str
-        How joblib hands the results over: ``list``, ``generator`` or ``generator_unordered``.
-    """
-
-    n_jobs: int
-    max_nbytes: int | None
-    mmap_mode: str | None
-    inner_max_num_threads: int | None
-    path: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    initializer: bytes | None = None
-    return_as: str = "list"
-
-    @property
-    def threshold(self) -> int:
-        """Bytes from which on a buffer moves by itself."""
-        return THRESHOLD if self.max_nbytes is None else self.max_nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +54,10 @@ class Outcome:
         What is fetched when it is consumed.
     raised : tuple, optional
         What a call raised, and its traceback, where that was too large for the head's record.
+    calls : sequence of int, default ()
+        The numbers of the chunk's calls that ran, for whoever is told that one has failed.
+    log : str, default ""
+        The command that shows what the task wrote, where there is one.
     """
 
     head: dict[str, Any]
@@ -94,6 +66,8 @@ class Outcome:
     task: str
     results: Results | None = None
     raised: Any = None
+    calls: Sequence[int] = ()
+    log: str = ""
 
     def fetched(self) -> Outcome:
         """Return the outcome with what its `value` needs at hand; may take its time."""
@@ -106,24 +80,41 @@ class Outcome:
         if "note" in self.head:
             _warn(str(self.head["note"]))
         if "refused" in self.head:
-            raise PackagesError(str(self.head["refused"]), job=self.job, task=self.task)
+            raise PackagesError(str(self.head["refused"]), **self._where)
         if "died" in self.head:
+            log = f" `{self.log}` shows all that its task wrote." if self.log else ""
             raise WorkerDiedError(
-                f"a call killed its worker: {self.head['died']}. Look at the task's stderr for a crash, and at the "
-                "memory that the call needs",
-                job=self.job,
-                task=self.task,
+                f"a call killed its worker: {self.head['died']}. It has crashed, ended its process, or needed more "
+                "memory than there was: run it alone to see which, and for memory let fewer calls run at once "
+                f"(maxTasksPerNode, workersPerNode) or take larger nodes.{log}"
+                f"{stderr_end(self.head.get('stderr', ''))}",
+                **self._where,
             )
         if self.results is not None:
             return self.results
-        value = decode_outcome(self.body) if self.raised is None else self.raised
+        try:
+            value = decode_outcome(self.body) if self.raised is None else self.raised
+        except CodecError as exc:
+            exc.locate(**self._where)
+            raise
         if self.head["ok"]:
             return value
         error, text = value
         if not isinstance(error, BaseException):
-            raise CodecError(f"task {self.task} sent {type(error).__name__} where an exception was expected")
-        error.__cause__ = RemoteTraceback(text)
+            raise CodecError(
+                f"{type(error).__name__} came where an exception was expected. Run it again, and report it",
+                **self._where,
+            )
+        if isinstance(error, JoblibAzureError):  # made on the node, for want of the call's own
+            error.locate(**self._where)
+        error.__cause__ = RemoteTraceback(text, **self._where, log=self.log)
         raise error
+
+    @property
+    def _where(self) -> dict[str, str | int | None]:
+        place = self.head.get("place")
+        calls = self.calls if place is None or place >= len(self.calls) else self.calls[place : place + 1]
+        return {"call": call_numbers(calls), "node": self.head.get("node"), "job": self.job, "task": self.task}
 
 
 @functools.cache
@@ -135,8 +126,20 @@ def _warn(note: str) -> None:
 class ChunkFuture:
     """What `submit` returns for one chunk. Its callback fires exactly once."""
 
-    def __init__(self, chunk: int, batch: Any, callback: Callable[[ChunkFuture], Any] | None) -> None:
+    def __init__(
+        self,
+        chunk: int,
+        batch: Any,
+        callback: Callable[[ChunkFuture], Any] | None,
+        known: Mapping[int, Remembered] | None = None,
+        first: int = 0,
+    ) -> None:
         self.chunk = chunk
+        self._first = first
+        #: Results that an earlier run has computed, by their places among the chunk's; `batch` has the other calls.
+        self.known = known
+        #: How many calls the chunk has, those among them.
+        self.calls = (len(batch) if batch is not None else 0) + len(known or ())
         #: The calls; kept until the outcome is there, since a bundle may have to be sent again.
         self.batch: Any = batch
         self._callback = callback
@@ -145,6 +148,12 @@ class ChunkFuture:
     def __repr__(self) -> str:
         return f"<ChunkFuture {self.chunk} {'pending' if self._outcome is None else 'done'}>"
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Places of its calls, that are to run, among all of the Parallel call."""
+        numbers = range(self._first, self._first + self.calls)
+        return [number for place, number in enumerate(numbers) if place not in self.known] if self.known else numbers
+
     def settle(self, outcome: Outcome | BaseException) -> None:
         """Take the outcome and run the callback; on the call's own thread."""
         if isinstance(outcome, Outcome):
@@ -152,6 +161,8 @@ class ChunkFuture:
                 outcome = outcome.fetched()
             except JoblibAzureError as exc:
                 outcome = exc
+        if isinstance(outcome, Outcome):
+            outcome = replace(outcome, calls=self.numbers)
         self._outcome, self.batch = outcome, None
         if self._callback is not None:
             self._callback(self)
@@ -162,7 +173,8 @@ class ChunkFuture:
             raise JoblibAzureError(f"chunk {self.chunk} has no outcome yet")
         if isinstance(self._outcome, BaseException):
             raise self._outcome
-        return self._outcome.value()
+        value = self._outcome.value()
+        return merged(value, self.known, self.calls) if self.known else value
 
 
 class Call:
@@ -187,18 +199,35 @@ class Call:
         self.id = id
         self.number = number
         self.settings = settings
-        self.overlay = tuple(overlay)
-        self._encoder = CallEncoder(settings.threshold, map)
+        self.bundler = Bundler(id, settings, overlay, map=map)
         self._encoding = threading.Lock()
         self._arrived = itertools.count()
         self.failure: BaseException | None = None
         self.closed = False
         #: Name of the call's first function, by which the session remembers what its calls cost.
         self.function = ""
+        #: Says something to the user, where the Parallel is verbose enough.
+        self.say: Callable[[str], object] | None = None
+        self._said = ""
         #: Buffers that a node did not find in storage.
         self.missed: set[str] = set()
+        #: Places and fingerprints of the calls of each chunk, where they are written down.
+        self.traces: dict[int, Trace] = {}
+        #: Delayed calls that joblib has dispatched; those of them that an earlier run had computed, and those that had
+        #: changed since one did.
+        self.dispatched = self.recalled = self.changed = 0
         #: How often each chunk was sent.
         self.attempts: Counter[int] = Counter()
+        #: How often each was lost with its task while it was running, as far as that is known.
+        self.lost: Counter[int] = Counter()
+        #: Delayed calls that were added, that have results, and that have none for good.
+        self.added = self.done = self.failed = 0
+        #: How many there will be, where joblib was given something of a known length.
+        self.total: int | None = None
+        #: Whether no further chunk will come.
+        self.exhausted = False
+        #: Tasks that were lost and sent again.
+        self.lost_tasks = 0
         self._lock = threading.Lock()
         self._futures: dict[int, ChunkFuture] = {}
         self._count = 0
@@ -208,11 +237,38 @@ class Call:
     def __repr__(self) -> str:
         return f"<Call {self.id}: {len(self._futures)} chunks under way>"
 
-    def add(self, batch: Any, callback: Callable[[ChunkFuture], Any] | None) -> ChunkFuture:
-        """Register a chunk. Where the call has failed, its future fails, on the call's own thread."""
+    def tell(self, text: str) -> None:
+        """Say something to the user, unless it is what was said last."""
+        if self.say is not None and text != self._said:
+            self._said = text
+            self.say(text)
+
+    def add(
+        self,
+        batch: Any,
+        callback: Callable[[ChunkFuture], Any] | None,
+        *,
+        known: Mapping[int, Remembered] | None = None,
+        trace: Trace = (),
+    ) -> ChunkFuture:
+        """Register a chunk. Where the call has failed, its future fails, on the call's own thread.
+
+        Parameters
+        ----------
+        batch : joblib.parallel.BatchedCalls or None
+            The calls that are to run; None for none.
+        callback : callable or None
+        known : mapping of int to Remembered, optional
+            Results of the chunk's other calls, by their places.
+        trace : sequence, default ()
+            What to write down of the calls that are to run, where another run may want their results.
+        """
         with self._lock:
-            future = ChunkFuture(self._count, batch, callback)
+            future = ChunkFuture(self._count, batch, callback, known, self.added)
+            if trace:
+                self.traces[future.chunk] = trace
             self._count += 1
+            self.added += future.calls
             failure = self.failure
             if failure is None:
                 self._futures[future.chunk] = future
@@ -226,7 +282,7 @@ class Call:
     def forget(self) -> None:
         """Something has changed since it was encoded: believe no name any more."""
         with self._encoding:
-            self._encoder.forget()
+            self.bundler.forget()
 
     def encode(self, chunks: Sequence[int]) -> list[tuple[int, EncodedChunk]]:
         """Encode chunks; one that cannot be pickled gets that as its outcome, one that has an outcome is left out."""
@@ -237,8 +293,9 @@ class Call:
                 if batch is None:
                     continue
                 try:
-                    encoded.append((chunk, self._encoder.chunk(batch, self._beside(chunk))))
+                    encoded.append((chunk, self.bundler.chunk(batch, self._beside(chunk))))
                 except TaskPicklingError as exc:
+                    exc.locate(call=call_numbers(self.numbers([chunk])))
                     self.deliver(chunk, exc)
         return encoded
 
@@ -246,48 +303,6 @@ class Call:
         with self._lock:
             near = (self._futures.get(chunk + step) for step in range(1, _BESIDE + 1))
             return [future.batch for future in near if future is not None and future.batch is not None]
-
-    @property
-    def modules(self) -> frozenset[str]:
-        """Full names of the modules that what was encoded so far refers to."""
-        with self._encoding:
-            return frozenset(self._encoder.modules)
-
-    def bundle(
-        self,
-        key: bytes,
-        place: str,
-        encoded: Sequence[tuple[int, EncodedChunk]],
-        needs: Any,
-        url: Callable[[str], str],
-        stored: Callable[[str], bool],
-    ) -> tuple[bytes, dict[str, Buffer]]:
-        """Return a bundle of these chunks and the buffers that it needs, by their names.
-
-        Parameters
-        ----------
-        key, place
-            As `codec.write_bundle` takes them.
-        encoded : sequence of (int, EncodedChunk)
-        needs : JSON value
-            The packages that its pickles need.
-        url : callable
-            Returns where a node reads the buffer of a name.
-        stored : callable
-            Tells whether it is there already.
-        """
-        settings = self.settings
-        manifest: dict[str, Any] = {
-            "call": self.id,
-            # As at home: without a limit nothing is mapped.
-            "mmap_mode": None if settings.max_nbytes is None else settings.mmap_mode,
-            "path": list(settings.path),
-            "overlay": [buffer.digest for buffer in self.overlay],
-            "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
-            "needs": needs,
-        }
-        with self._encoding:
-            return write_bundle(key, place, manifest, encoded, self._encoder, self.overlay, url, stored)
 
     def order(self, chunk: int) -> tuple[int, ...]:
         """Return where the results of a chunk that has arrived now come, among those of all calls."""
@@ -309,12 +324,22 @@ class Call:
         future = self._futures.get(chunk)
         return None if future is None else future.batch
 
+    def numbers(self, chunks: Iterable[int]) -> Sequence[int]:
+        """Return the places of these chunks' calls in the Parallel call, of those that have no outcome yet."""
+        with self._lock:
+            futures = [self._futures[chunk] for chunk in chunks if chunk in self._futures]
+        return sorted(number for future in futures for number in future.numbers)
+
     def deliver(self, chunk: int, outcome: Outcome | BaseException) -> bool:
         """Hand over the outcome of a chunk; False where it has one already (the first one counts)."""
         with self._lock:
             future = self._futures.pop(chunk, None)
-        if future is None:
-            return False
+            if future is None:
+                return False
+            if isinstance(outcome, Outcome) and outcome.head.get("ok"):
+                self.done += future.calls
+            else:
+                self.failed += future.calls
         self._inbox.put((future, outcome))
         return True
 
@@ -355,5 +380,7 @@ class UnderWay:
     task: str
     added: float  #: monotonic time
     remaining: set[int]
+    heard: float = 0.0  #: monotonic time of its last outcome
     seconds: float = 0.0  #: measured work of one worker
+    added_time: float = 0.0  #: when the service was given the task, in seconds since the epoch
     sent: bool = False  #: whether the service was given the task

@@ -17,11 +17,11 @@ class Capacity:
     """The pool's upper bound, what the planner plans against; each number at least 1, else ValueError."""
 
     nodes: int
-    cores_per_node: int
-    slots_per_node: int  # with more slots than cores, slots are a queue on the node
+    workers_per_node: int  # that compute at once: the cores, unless the configuration says otherwise
+    slots_per_node: int  # with more slots than workers, slots are a queue on the node
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "cores_per_node", "slots_per_node"):
+        for name in ("nodes", "workers_per_node", "slots_per_node"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -33,22 +33,32 @@ class Capacity:
     @property
     def workers_per_slot(self) -> int:
         """Workers of a task that has one slot."""
-        return max(1, self.cores_per_node // self.slots_per_node)
+        return max(1, self.workers_per_node // self.slots_per_node)
+
+    @property
+    def tasks_per_node(self) -> int:
+        """One-slot tasks that compute at once on a node; further ones wait there, with their inputs fetched."""
+        return max(1, min(self.slots_per_node, self.workers_per_node // self.workers_per_slot))
+
+    @property
+    def lanes(self) -> int:
+        """One-slot tasks that compute at once on all nodes: the slots, those left out that are a queue on a node."""
+        return self.nodes * self.tasks_per_node
 
     @property
     def workers(self) -> int:
-        """Cores of all nodes: joblib's ``n_jobs=-1``."""
-        return self.nodes * self.cores_per_node
+        """Workers of all nodes: joblib's ``n_jobs=-1``."""
+        return self.nodes * self.workers_per_node
 
     @property
     def parallel(self) -> int:
-        """Workers that one-slot tasks can use at once: the cores, less what slots leave over."""
+        """Workers that one-slot tasks can use at once: all, less what slots leave over."""
         return min(self.workers, self.slots * self.workers_per_slot)
 
     @property
     def most_under_way(self) -> int:
         """Limit of the slots under way: twice those that can compute, for more is dear to cancel."""
-        return max(self.slots, 2 * self.nodes * min(self.slots_per_node, self.cores_per_node))
+        return max(self.slots, 2 * self.nodes * min(self.slots_per_node, self.workers_per_node))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ from typing import Any
 
 #: joblib's own default and, spelled without blanks, scikit-learn's: the only one that is widened.
 DEFAULT_PRE_DISPATCH = "2*n_jobs"
+#: ``verbose`` from which on joblib tells how it batches.
+_TALKATIVE = 10
 #: Seconds that the pump gathers calls before it hands over what it has; a slow generator's calls go one by one.
 _GATHER = 0.005
 #: Calls that are gathered at most for one hand-over: joblib's lock is held while they are sliced.
@@ -50,6 +52,17 @@ def describe_function(batch: Any) -> str:
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     types = ", ".join(type(argument).__name__ for argument in args[:_NAMED])
     return f"{getattr(function, '__module__', None) or '?'}.{name}({types})"
+
+
+def speaker(parallel: Any) -> Callable[[str], object] | None:
+    """Return what says something in joblib's manner, where the Parallel is verbose enough for its batch sizes."""
+    return parallel._print if parallel.verbose >= _TALKATIVE else None
+
+
+def expected(parallel: Any) -> int | None:
+    """Return how many calls a Parallel was given, where what it was given has a length."""
+    found = getattr(parallel, "n_tasks", None)
+    return found if isinstance(found, int) else None
 
 
 class _Buffer(Iterator[Any]):

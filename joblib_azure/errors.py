@@ -24,6 +24,7 @@
      │   └─ ResultPicklingError (PicklingError)  a call's outcome cannot be sent back
      ├─ TaskFailedError                      the infrastructure lost a call more often than allowed
      │   └─ WorkerDiedError                  the call itself killed its worker
+     ├─ JobError                             a detached job is not there, or cannot give what is asked
      ├─ CallExitedError                      the call raised SystemExit
      └─ SessionClosedError                   the session ended before the call did
 
@@ -35,9 +36,17 @@ the standard library only, since the nodes import it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pickle import PicklingError
 from typing import Any
+
+_SIGNATURE = re.compile(r"(?<=[?&;]sig=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """Return text without the signatures of the SAS in it: whoever reads one may do what it allows."""
+    return _SIGNATURE.sub("***", text)
 
 
 class JoblibAzureError(Exception):
@@ -70,9 +79,43 @@ class JoblibAzureError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.context)
 
+    def locate(self, **context: str | int | None) -> None:
+        """Add ids that whoever raised it did not know; those that it has stay."""
+        known = {key: value for key, value in context.items() if value not in (None, "")}
+        self.context = {**known, **self.context}
 
-def _rebuild(cls: type[JoblibAzureError], message: str, context: Mapping[str, str | int]) -> JoblibAzureError:
+    def advise(self, step: str) -> None:
+        """Add what to do next, unless the message says it."""
+        if step not in self.message:
+            self.message = f"{self.message.rstrip('. ')}. {step}"
+
+
+def _rebuild(
+    cls: type[JoblibAzureError] | type[RemoteTraceback], message: str, context: Mapping[str, str | int]
+) -> JoblibAzureError | RemoteTraceback:
     return cls(message, **context)
+
+
+def stderr_end(tail: str) -> str:
+    """Return the end of a task's stderr as messages have it behind what happened; empty where there is none."""
+    tail = tail.strip()
+    return f"\nIts stderr ends:\n{tail}\n" if tail else ""
+
+
+def call_numbers(calls: Sequence[int]) -> int | str | None:
+    """Return which calls are meant, as errors have it: a number, or words.
+
+    Examples
+    --------
+    >>> call_numbers([7]), call_numbers(range(4, 8)), call_numbers([1, 5, 6])
+    (7, '4 to 7', '1 to 6, not all of them')
+    """
+    if not calls:
+        return None
+    first, last = calls[0], calls[-1]
+    if first == last:
+        return first
+    return f"{first} to {last}" + ("" if last - first + 1 == len(calls) else ", not all of them")
 
 
 class ConfigurationError(JoblibAzureError, ValueError):
@@ -163,16 +206,41 @@ class CallExitedError(JoblibAzureError):
     """A call raised `SystemExit` on its node. It does not end the client."""
 
 
+class JobError(JoblibAzureError):
+    """A detached job is not there, was ended before a call's outcome was there, or cannot give what is asked of it."""
+
+
 class SessionClosedError(JoblibAzureError):
     """The session was closed before the call's outcome was there."""
 
 
 class RemoteTraceback(Exception):
-    """Carries the traceback of a call on its node as text; the ``__cause__`` of the call's exception."""
+    """Carries the traceback of a call on its node as text; the ``__cause__`` of the call's exception.
 
-    def __init__(self, text: str) -> None:
+    Parameters
+    ----------
+    text : str
+        As Python writes it: the user's frames, without those of the machinery around them.
+    **context : str or int or None
+        ``call``, ``node``, ``job``, ``task``; and ``log``, the command that shows what the task wrote.
+
+    Attributes
+    ----------
+    text : str
+    context : dict of str to (str or int)
+        Without what is empty.
+    """
+
+    def __init__(self, text: str, **context: str | int | None) -> None:
         super().__init__(text)
         self.text = text
+        self.context = {key: value for key, value in context.items() if value not in (None, "")}
 
     def __str__(self) -> str:
-        return self.text
+        ids = ", ".join(f"{key} {value}" for key, value in self.context.items() if key != "log")
+        log = f"; `{self.context['log']}` shows what its task wrote" if "log" in self.context else ""
+        where = f"\n(raised by {ids}{log})" if ids else ""
+        return f'\n"""\n{self.text.strip(chr(10))}\n"""{where}'
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.text, self.context)

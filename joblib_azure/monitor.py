@@ -11,12 +11,13 @@ import concurrent.futures
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from .call import Outcome
-from .codec import Record, unseal, unseal_all
+from .cluster.stranded import gone, stranded
+from .codec import Record
 from .errors import (
     AuthenticationError,
     IntegrityError,
@@ -24,8 +25,12 @@ from .errors import (
     ResourceNotFoundError,
     ServiceError,
     TaskFailedError,
+    call_numbers,
+    stderr_end,
 )
+from .outcomes import OutcomeReader, Place, task_of
 from .service import BlobItem, TaskEnd
+from .takeover import HEARTBEAT, put_sign_of_life
 from .transfer import side_by_side
 
 if TYPE_CHECKING:
@@ -34,29 +39,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two listings of outcomes: right after something happened, and at most. The growth bounds
-#: the requests of a quiet call (31 until the longest pause) and costs it a tenth of its own duration at most.
-FIRST_LOOK, LAST_LOOK, LOOK_GROWTH = 0.05, 1.0, 1.1
+#: Seconds between two listings of outcomes: soon after something happened, and at most.
+FIRST_LOOK, LAST_LOOK = 0.05, 1.0
+#: The pause is this part of the time for which nothing has happened although it might have: it bounds the requests of a
+#: quiet call and costs it as much of its own duration at most, half of it on average.
+QUIET_PART = 0.15
+#: Where the cost of the calls says that no task can end yet, the pause is this part of the rest, up to so many seconds:
+#: an error is seen that much later. That bound grows with the time for which there were tasks, by this part of it.
+REST_PART, REST_LOOK, REST_GROWTH = 0.125, 0.25, 0.04
 #: The same for the listings of ended tasks, which only find those that ended without an end record.
 FIRST_TASK_LOOK, LAST_TASK_LOOK, TASK_LOOK_GROWTH = 1.0, 5.0, 1.5
 #: Seconds without any outcome after which nodes and job preparation tasks are looked at, and between such looks.
 DOUBT = 5.0
 #: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag.
 OVERLAP = timedelta(seconds=60)
-#: Seconds for which the service may be out of reach before the calls fail.
-PATIENCE = 60.0
-#: Bytes of outcomes that are read at a time: more than the largest record, since a larger outcome is a payload.
-_WINDOW = 16 << 20
+#: Seconds without any outcome after which, and between which, the listing goes back to when the oldest task was added.
+REVIEW = 60.0
 #: Bytes of stderr that an error shows.
 TAIL = 2000
 
 
-@dataclass
-class _Stream:
-    """How far the append blob of one run of a task was read."""
+class Latencies:
+    """What the service takes to start a task on a node: from when a slot is free for it until its process begins.
 
-    position: int = 0
-    records: int = 0
+    Both are told by the node's clock, but for tasks that found a slot free when they were added.
+    """
+
+    def __init__(self) -> None:
+        self._ended: dict[str, list[float]] = {}
+
+    def take(self, node: str, added: float, begun: float, ended: float) -> float | None:
+        """Take in a task's times, in seconds since the epoch, and return its latency.
+
+        None for the first task of a node: it waited for the job's preparation there too.
+        """
+        known = node in self._ended
+        free = self._ended.setdefault(node, [])
+        before = [time for time in free if time <= begun]
+        slot = max(before, default=added)
+        if before:
+            free.remove(slot)
+        free.append(ended)
+        return max(0.0, begun - max(slot, added)) if known else None
 
 
 class Monitor:
@@ -64,17 +88,20 @@ class Monitor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._streams: dict[str, _Stream] = {}
-        self._pause = FIRST_LOOK
+        self._reader = OutcomeReader(lambda: session.cluster.blobs, session.outputs, session.key, session.job)
         self._task_pause = FIRST_TASK_LOOK
         self._task_look = 0.0
         self._since: datetime | None = None
-        self._progress = time.monotonic()
-        self._doubt_look = 0.0
-        self._lease_pushed = time.monotonic()
+        self._progress = self._idle = time.monotonic()
+        self._doubt_look = self._review = 0.0
+        self._lease_pushed = self._beaten = time.monotonic()
         self._created = time.monotonic()
-        self._trouble: float | None = None
+        #: When the services last did all that was asked of them.
+        self._well = time.monotonic()
+        #: Whether it was said that they do not.
+        self._told = False
         self._steps = 0
+        self._latencies = Latencies()
 
     def run(self) -> None:
         """Look until the session is closed."""
@@ -87,25 +114,31 @@ class Monitor:
                 self._push_lease()
                 if session.under_way:
                     self._look()
-                self._trouble = None
-            except AuthenticationError:
+                self._well, self._told = time.monotonic(), False
+            except (AuthenticationError, ResourceNotFoundError):
                 raise
             except ServiceError as exc:
+                # What can be asked again was asked again already: this is an answer that broke off too often, say.
                 session.cluster.check()
-                now = time.monotonic()
-                self._trouble = self._trouble or now
-                if now - self._trouble > PATIENCE:
+                if gone(exc):
                     raise
-                logger.warning("session %s: %s; trying on for %.0f s", session.job, exc, PATIENCE - now + self._trouble)
+                left = self._well + session.cluster.config.service_timeout - time.monotonic()
+                if left <= 0:
+                    raise
+                # Each second the same is no news.
+                level = logging.INFO if self._told else logging.WARNING
+                self._told = True
+                logger.log(level, "session %s: %s; looking again, for %.0f s", session.job, exc, left)
 
     def _sleep(self) -> None:
         session = self._session
         idle_timeout = session.cluster.config.idle_timeout
         with session.changed:
             if session.under_way:
-                if session.steps == self._steps:
-                    session.changed.wait(self._pause)
-                    self._pause = min(self._pause * LOOK_GROWTH, LAST_LOOK)
+                # Many things wake those that wait here; only a step, or time, is a reason to look.
+                end = time.monotonic() + self._pause()
+                while session.steps == self._steps and not session.closed and (rest := end - time.monotonic()) > 0:
+                    session.changed.wait(rest)
                 if session.steps != self._steps:
                     self._steps = session.steps
                     self._wake()
@@ -113,15 +146,27 @@ class Monitor:
             rest = session.idle_since + idle_timeout - time.monotonic()
             if session.calls or rest > 0:
                 push = session.cluster.config.job_lease / 3
+                if session.label:
+                    push = min(push, HEARTBEAT)
                 session.changed.wait(push if session.calls else min(rest, push))
-                self._progress = time.monotonic()
+                self._progress = self._idle = self._well = time.monotonic()
                 return
         logger.info("session %s was idle for %.0f s and ends", session.job, idle_timeout)
         session.close("the session was idle and ended")
 
+    def _pause(self) -> float:
+        """Return how long to wait until the next look; with the session's lock held."""
+        rest = self._session.least_rest()
+        if rest > 0.0:
+            age = time.monotonic() - self._idle
+            return max(FIRST_LOOK, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, LAST_LOOK))))
+        quiet = time.monotonic() - self._progress
+        if rest < 0.0:  # it may have ended since then only
+            quiet = min(quiet, -rest)
+        return max(FIRST_LOOK, min(quiet * QUIET_PART, LAST_LOOK))
+
     def _wake(self) -> None:
         """Something happened: look again soon."""
-        self._pause = FIRST_LOOK
         self._progress = time.monotonic()
 
     def _push_lease(self) -> None:
@@ -131,6 +176,9 @@ class Monitor:
         if now - self._lease_pushed > lease / 3:
             session.cluster.batch.extend_job(session.job, timedelta(seconds=now - self._created + lease))
             self._lease_pushed = now
+        if session.label and now - self._beaten > HEARTBEAT:
+            put_sign_of_life(session.batch_job)
+            self._beaten = now
 
     # one look -------------------------------------------------------------------------------------------
 
@@ -147,6 +195,9 @@ class Monitor:
         elif now - self._progress > DOUBT and now - self._doubt_look > DOUBT:
             self._doubt_look = now
             session.cluster.check()
+            if now - max(self._progress, self._review) > REVIEW:
+                self._review = now
+                self._look_back()
             self._look_at_nodes()
 
     def _read_outcomes(self) -> bool:
@@ -154,74 +205,30 @@ class Monitor:
         session = self._session
         with session.changed:
             calls = {entry.call.id for entry in session.under_way.values() if entry.remaining}
-        grown: list[BlobItem] = []
-        for call in sorted(calls):
-            for item in session.cluster.blobs.blobs(session.outputs, f"{call}/"):
-                # Large outcomes lie beside as "<run>.<chunk>"; their record names them.
-                if "." in item.name:
-                    continue
-                stream = self._streams.setdefault(item.name, _Stream())
-                if item.size > stream.position and item.name.split("/")[1] in session.under_way:
-                    grown.append(item)
+        grown = [item for call in sorted(calls) for item in self._reader.grown(call, session.under_way.__contains__)]
         if grown:
             with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
                 side_by_side(session.pool, self._read, grown)
         return bool(grown)
 
     def _read(self, item: BlobItem) -> None:
-        session, stream = self._session, self._streams[item.name]
-        task = item.name.split("/")[1]
-        entry = session.under_way.get(task)
+        entry = self._session.under_way.get(task_of(item.name))
         if entry is None:
             return
         try:
-            while stream.position < item.size:
-                # A window at a time: what many tasks have said meanwhile must not all be in memory at once.
-                length = min(_WINDOW, item.size - stream.position)
-                data = session.cluster.blobs.read(session.outputs, item.name, stream.position, length)
-                end = 0
-                for record in unseal_all(session.key, f"{session.job}/{item.name}", data, stream.records):
-                    where = item.name, stream.position + end, record.end - end
-                    self._take(entry, record, where, stream.records)
-                    stream.records += 1
-                    end = record.end
-                if end == 0:
-                    break  # the rest of a record is still on its way
-                stream.position += end
+            self._reader.read(item, lambda record, place: self._take(entry, record, place))
         except IntegrityError as exc:
             entry.call.fail(exc)
-            session.finish(entry)
-        except ResourceNotFoundError:
-            logger.debug("outcomes %s are gone", item.name)
+            self._session.finish(entry)
 
-    def _take(self, entry: UnderWay, record: Record, where: tuple[str, int, int], number: int) -> None:
-        """Take in a record; `where` is its append blob, its offset and its size there, and it is the `number`-th."""
+    def _take(self, entry: UnderWay, record: Record, place: Place) -> None:
         session, head, call = self._session, record.head, entry.call
         if "end" in head:
             self._end(entry, head["end"])
             return
-        chunk, results = head["chunk"], None
-        body: bytes | memoryview = record.body
-        generator = call.settings.return_as != "list"
-        if "groups" in head:
-            results = session.window.payload(
-                head["blob"],
-                head["groups"],
-                head["contents"],
-                order=call.order(chunk),
-                bounded=generator and head["ok"],
-            )
-        elif generator and head.get("ok"):
-
-            def read_again() -> memoryview:
-                data = session.cluster.blobs.read(session.outputs, *where)
-                found = unseal(session.key, f"{session.job}/{where[0]}#{number}", data)
-                if found is None:
-                    raise IntegrityError(f"{session.outputs}/{where[0]} has become shorter than it was")
-                return found.body
-
-            results = session.window.record(body, read_again, order=call.order(chunk))
-            body = b""
+        chunk = head["chunk"]
+        bounded = call.settings.return_as != "list"
+        results, body = self._reader.results(record, place, session.window, order=call.order(chunk), bounded=bounded)
         with session.changed:
             entry.remaining.discard(chunk)
         if "seconds" in head:
@@ -240,10 +247,12 @@ class Monitor:
         elif entry.remaining:
             self._again(entry, "it ended with outcomes missing")
         else:
-            # Beyond the work itself and what the client was late with: the process, imports, transfer, the pool.
-            took = end["ended"] - end["begun"] - end.get("waited", 0.0)
+            # Beyond the work itself, what the client was late with and the wait for the node's cores: the service, the
+            # process, imports, transfer, the pool.
+            took = end["ended"] - end["begun"] - end.get("waited", 0.0) - end.get("queued", 0.0)
             cost = took - entry.seconds / entry.bundle.width
-            session.finish(entry, cost=max(0.0, cost))
+            latency = self._latencies.take(end["node"], entry.added_time, end["begun"], end["ended"])
+            session.finish(entry, cost=None if latency is None else max(0.0, cost) + latency)
 
     # tasks that ended without a word --------------------------------------------------------------------
 
@@ -253,17 +262,25 @@ class Monitor:
             waiting = set(session.under_way)
         ended = session.cluster.batch.ended_tasks(session.job, self._since and self._since - OVERLAP)
         new = [task for task in ended if task.id in waiting]
-        if ended:
-            self._since = max(task.ended for task in ended)
-        if not new:
-            return False
-        # Whatever they stored was stored before they ended, so this look is their last.
-        self._read_outcomes()
-        for task in new:
-            entry = session.under_way.get(task.id)
-            if entry is not None:
+        if new:
+            # Whatever they stored was stored before they ended, so this look is their last.
+            self._read_outcomes()
+            lost = [(entry, task) for task in new if (entry := session.under_way.get(task.id)) is not None]
+            if any(entry.remaining for entry, _ in lost):
+                session.check_job()
+            for entry, task in lost:
                 self._lost(entry, task)
-        return True
+        if ended:  # not before they are dealt with, whatever happens meanwhile
+            self._since = max(task.ended for task in ended)
+        return bool(new)
+
+    def _look_back(self) -> None:
+        """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""
+        session = self._session
+        with session.changed:
+            oldest = min((entry.added_time for entry in session.under_way.values()), default=time.time())
+        if self._since is not None:
+            self._since = min(self._since, datetime.fromtimestamp(oldest, timezone.utc))
 
     def _lost(self, entry: UnderWay, task: TaskEnd) -> None:
         session = self._session
@@ -274,42 +291,55 @@ class Monitor:
         self._again(entry, f"it ended without all of its outcomes ({what})", node=task.node, exit_code=task.exit_code)
 
     def _again(self, entry: UnderWay, why: str, *, free: bool = False, **context: str | int | None) -> None:
-        """Send what a task left undone once more, or fail it where that was done often enough."""
-        session = self._session
-        attempts = session.attempts(entry)
-        if free or attempts <= session.cluster.config.retries:
-            logger.warning("task %s of job %s: %s; sending it again", entry.task, session.job, why)
-            session.requeue(entry)
+        """Send what a task left undone once more, and fail what was running too often when a task was lost.
+
+        No call fails for what its neighbours do to their task: the last time each of those that were running is alone.
+        """
+        session, call = self._session, entry.call
+        retries = session.cluster.config.retries
+        # Chunks begin in their order: those at the front were running, or their outcomes were not stored yet.
+        left = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining]
+        begun = [] if free else left[: 2 * entry.bundle.width]
+        call.lost.update(begun)
+        spent = [chunk for chunk in begun if call.lost[chunk] > retries]
+        if spent:
+            self._give_up(entry, spent, why, **context)
+        if len(spent) == len(left):
+            session.finish(entry)
             return
-        tail = session.cluster.batch.task_file_tail(session.job, entry.task, "stderr.txt")[-TAIL:].strip()
-        said = f"\nIts stderr ends:\n{tail}" if tail else ""
-        error = TaskFailedError(
-            f"a Batch task was lost {attempts} times and is not tried again: {why}.{said}\n",
-            job=session.job,
-            task=entry.task,
-            **context,
-        )
+        logger.warning("task %s of job %s: %s; sending it again", entry.task, session.job, why)
+        session.requeue(entry, alone=[chunk for chunk in begun if call.lost[chunk] == retries])
+
+    def _give_up(self, entry: UnderWay, chunks: Sequence[int], why: str, **context: str | int | None) -> None:
+        """Let chunks fail whose tasks were lost too often."""
+        session, call = self._session, entry.call
+        tail = session.cluster.batch.task_file_tail(session.job, entry.task, "stderr.txt", TAIL)
+        log = session.cluster.log_command(session.job, entry.task, context.get("node"))
+        step = f" `{log}` shows what it wrote." if log else ""
         session.failed = True
-        for chunk in sorted(entry.remaining):
-            entry.call.deliver(chunk, error)
-        session.finish(entry)
+        for chunk in sorted(chunks):
+            times = "once" if call.lost[chunk] == 1 else f"{call.lost[chunk]} times"
+            # An error for each: joblib raises them, and each has its own traceback then.
+            error = TaskFailedError(
+                f"a Batch task was lost {times} and is not tried again (retries): {why}.{step}{stderr_end(tail)}",
+                call=call_numbers(call.numbers([chunk])),
+                job=session.job,
+                task=entry.task,
+                pool=session.cluster.config.name,
+                **context,
+            )
+            call.deliver(chunk, error)
+            entry.remaining.discard(chunk)
 
     def _look_at_nodes(self) -> None:
         """Nothing has come for a while: fail where nothing can come."""
         session = self._session
         cluster, pool = session.cluster, session.cluster.config.name
+        session.check_job()
         nodes = cluster.batch.nodes(pool)
-        failures = cluster.batch.preparation_failures(session.job)
-        left = [node for node in nodes if node.state in cluster.hopeful and node.id not in failures]
-        if left or not nodes:
-            logger.info("waiting for outcomes of %d task(s); %s", len(session.under_way), cluster.describe(nodes))
-            return
-        said = ""
-        for node, failure in failures.items():
-            path = f"workitems/{session.job}/job-1/jobpreparation/stderr.txt"
-            tail = cluster.batch.node_file_tail(pool, node, path)[-TAIL:].strip()
-            said = f"; the job preparation task failed on every node, on {node}: {failure}. Its stderr ends:\n{tail}"
-            break
-        raise NodesUnavailableError(
-            f"no node of the pool can run the job's tasks: {cluster.describe(nodes)}{said}", pool=pool, job=session.job
-        )
+        why = stranded(cluster.batch, pool, session.job, nodes, cluster.describe, cluster.log_command)
+        if why is not None:
+            raise NodesUnavailableError(
+                f"no node of the pool can run the job's tasks: {why}", pool=pool, job=session.job
+            )
+        logger.info("waiting for outcomes of %d task(s); %s", len(session.under_way), cluster.describe(nodes))

@@ -7,20 +7,25 @@ No I/O, no threads, no clock: the session tells it what happened and when, and s
                        ▲                    ▲                                                    │
                        └─ chunks of a fault ┴── observe(): cost of a call; cost of a task ◄──────┘
 
-Bundles are sized for the slots of the pool's upper bound, not for the nodes of the moment:
+Bundles are sized for the slots of the pool's upper bound, not for the nodes of the moment; slots beyond the workers
+of a node are a queue there, and only take what waits behind:
 
-1. Cost unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker; nothing waits behind.
-2. Cost known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long; once a call is
-   exhausted, a round takes at most half of what it has left, unless its calls are so alike that the slots
-   would end together anyway. Twice the slots may be under way or waiting.
+1. Cost of a call unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker. Nothing waits
+   behind, nor as long as the cost of a task is assumed: what waits cannot be made longer.
+2. Both known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long or a little more; once a
+   call is exhausted, a round leaves as much as the slots may end apart, which depends on how alike its calls
+   are. Twice the slots may be under way or waiting.
 3. Last round: once the work left is below LAST_ROUND × the cost of a task for each worker, all of it goes.
 4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Sequence
+from functools import cache
+from itertools import accumulate, chain
 from math import ceil, inf, isfinite, sqrt
-from statistics import median_low
+from statistics import NormalDist, median_low
 from typing import NamedTuple
 
 from .capacity import Bundle, Capacity, Cost
@@ -30,11 +35,16 @@ from .capacity import Bundle, Capacity, Cost
 FLUSH_AFTER_LAST, FLUSH_AFTER_FIRST = 0.010, 0.100
 # Calls a worker while their cost is unknown: few enough for a minute each, enough to measure 1 ms each.
 PROBE = 16
-# Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the
-# range keeps cold nodes (minutes) from making bundles of an hour; the median of the last tasks counts.
-TASK_COST, TASK_COST_RANGE, TASK_COST_WINDOW = 1.0, (0.02, 10.0), 15
-# The next three in units of the cost of a task. How long a bundle lasts: an overhead below 5 %.
-TARGET = 20.0
+# Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the median of the
+# last tasks counts. The range keeps cold nodes (minutes) from making bundles of an hour; and the client, the service
+# and storage work for a task too, which its node does not see: 0.13 s of CPU on a local cluster, where they share the
+# cores with it.
+TASK_COST, TASK_COST_RANGE, TASK_COST_WINDOW = 1.0, (0.2, 10.0), 15
+# The next three in units of the cost of a task. How long a bundle lasts at least, where there is enough: an overhead
+# below 5 %.
+TARGET = 20.5
+# The part of its calls that a round takes at most where the slots would not end together.
+MOST = 0.7
 # Work of a worker below which halving a round is not worth it: it saves at most 1.5 of waiting and costs 1.
 LAST_ROUND = 3.0
 # Work below which the last round has no further bundle, unless a slot is free.
@@ -59,6 +69,7 @@ class _Shape(NamedTuple):
     most: int = 1
     left: int = 0  # bundles that its round still has, with this one …
     aim: int = 0  # … and calls in each; 0: all that are queued, evenly
+    hands: int = 1  # bundles that the head of the queue is dealt out among, with this one
 
 
 class _Call:
@@ -82,6 +93,7 @@ class _Call:
         self.window: tuple[float, float] | None = None  # first and last add since the last flush
         self.ripe = False  # something queued was flushed already and waits for a slot only
         self.left = self.aim = 0  # as in _Shape, for the next bundle
+        self.dealt = 0  # bundles for which the head of the queue was dealt out
         self.served = 0  # its latest bundle: ties go to whoever waits longest
 
     @property
@@ -119,7 +131,7 @@ class Planner:
         self._bundles: dict[int, tuple[Bundle, _Call]] = {}  # a closed call lives on in its bundles
         self._slots = 0
         self._last_id = 0
-        self._costs: deque[float] = deque([TASK_COST], maxlen=TASK_COST_WINDOW)
+        self._costs: deque[float] = deque(maxlen=TASK_COST_WINDOW)
 
     # What happens
 
@@ -157,13 +169,13 @@ class Planner:
         state.queue.append(chunk)
         state.queued += calls
         state.largest = max(state.largest, calls)
-        state.left = 0
+        state.left = state.dealt = 0
         state.window = (state.window[0] if state.window else now), now
 
     def exhaust(self, call: str) -> None:
         """Say that no further chunks will come for this call."""
         state = self._open(call)
-        state.exhausted, state.left = True, 0
+        state.exhausted, state.left, state.dealt = True, 0, 0
 
     def close_call(self, call: str) -> None:
         """Forget the call: its queued chunks are dropped; its bundles under way count until `finish`."""
@@ -219,7 +231,7 @@ class Planner:
         for chunk, calls in back.items():
             state.size[chunk] = calls
             state.queued += calls
-        state.left, state.ripe = 0, True
+        state.left, state.dealt, state.ripe = 0, 0, True
 
     # What to do
 
@@ -280,7 +292,12 @@ class Planner:
     @property
     def task_cost(self) -> float:
         """Seconds that a task costs beyond its work."""
-        return median_low(self._costs)
+        return median_low(self._costs) if self._costs else TASK_COST
+
+    @property
+    def task_measured(self) -> bool:
+        """Whether a task's cost is measured, and not assumed."""
+        return bool(self._costs)
 
     @property
     def under_way(self) -> int:
@@ -326,18 +343,18 @@ class Planner:
         """Shape the next bundle of a call, or None if it has to wait for a slot."""
         if ready == 1 and self._whole_nodes(state):
             return _Shape(slots=self.capacity.slots_per_node)
-        free, limit = self.capacity.slots - self._slots, self.capacity.most_under_way
+        free, limit = self.capacity.lanes - self._slots, self.capacity.most_under_way
         if self._slots >= limit:
             return None
         # A call that came late gets its part of the slots even if others have filled them.
         active = sum(1 for other in self._calls.values() if other.waiting or other.slots)
-        owed = max(1, self.capacity.slots // active) - state.slots if active > 1 else 0
+        owed = max(1, self.capacity.lanes // active) - state.slots if active > 1 else 0
         parts = ceil(free / ready) if free > 0 else max(1, owed)
         shape = _Shape() if state.alone else self._sized(state, parts)
         if free > 0 or owed > 0:
             return shape
         # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
-        if state.mean is None or not settled or state.slots >= max(1, limit // ready):
+        if state.mean is None or not self._costs or not settled or state.slots >= max(1, limit // ready):
             return None
         head = state.size[(state.alone or state.queue)[0]]
         seconds = state.mean * max(head, min(shape.calls, state.queued) / shape.width)
@@ -346,7 +363,7 @@ class Planner:
     def _sized(self, state: _Call, parts: int) -> _Shape:
         """Shape a one-slot bundle of a call that has `parts` slots to fill."""
         count, width, room = len(state.queue), self.capacity.workers_per_slot, self._room(state)
-        lanes, share = min(self.capacity.slots, state.n_jobs), 0.0
+        lanes, share = min(self.capacity.lanes, state.n_jobs), 0.0
         parts = min(parts, count)
         if room is not None:  # spread what n_jobs allows over the slots
             parts = min(parts, room)
@@ -362,15 +379,25 @@ class Planner:
                 if work <= LAST_ROUND * cost * self._workers(state):
                     left, aim = min(left, max(parts, ceil(work / (LEAST_SPLIT * cost)))), 0
                 else:
-                    longest = max(1.0, TARGET * cost / state.mean) * width
+                    lane = state.queued / lanes
+                    # As few rounds as keep the cost of a task below its part of the work.
+                    rounds = max(1, int(lane * state.mean / (width * TARGET * cost)))
+                    aim = ceil(max(lane / rounds, float(width)))
                     # How far apart equal bundles of all that is left would end: two standard deviations.
                     apart = 2 * state.deviation * sqrt(state.queued / self._workers(state))
-                    halves = 2 if state.exhausted and apart > cost else 1
-                    aim = ceil(min(longest, state.queued / (lanes * halves)))
+                    # How long a slot would wait for the last of them, which is what a further round saves.
+                    waits = apart / 2 * _latest(lanes) if lanes > 1 else 0.0
+                    if not state.exhausted:
+                        aim = min(aim, ceil(max(1.0, TARGET * cost / state.mean) * width))
+                    elif waits > cost:
+                        # That much is left to even it out, and some since calls may become longer.
+                        aim = min(aim, ceil(min(MOST * lane, max(lane / 2, lane - apart / state.mean * width))))
+                    # Whole rounds of its workers: the last call of an odd one keeps one of them only.
+                    aim = ceil(aim / width) * width
             calls = aim or ceil(state.queued / left)
         # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
         least = min(width, ceil(count / parts))
-        return _Shape(1, width, calls, least=least, most=count - (parts - 1), left=left, aim=aim)
+        return _Shape(1, width, calls, least, count - (parts - 1), left=left, aim=aim, hands=left or parts)
 
     def _whole_nodes(self, state: _Call) -> bool:
         """Whether each chunk that the call still has can have a node to itself."""
@@ -382,6 +409,10 @@ class Planner:
 
     def _take(self, state: _Call, shape: _Shape) -> Bundle:
         """Turn the head of the queue into a bundle under way."""
+        if not state.alone:
+            if not state.dealt:
+                self._deal(state, shape)
+            state.dealt -= 1
         source, chunks, calls = (state.alone or state.queue), list[int](), 0
         while source and len(chunks) < shape.most:
             size = state.size[source[0]]
@@ -399,6 +430,19 @@ class Planner:
         if not state.waiting:
             state.window, state.ripe = None, False
         return bundle
+
+    @staticmethod
+    def _deal(state: _Call, shape: _Shape) -> None:
+        """Deal the chunks of the next bundles out among them, once for all of them.
+
+        Neighbours take about as long as each other, and the first results are wanted first.
+        """
+        waiting = sorted(state.queue)  # as they came, however they were dealt before
+        sums = list(accumulate(state.size[chunk] for chunk in waiting))
+        end = bisect_right(sums, shape.hands * shape.calls)
+        head, state.dealt = waiting[:end], shape.hands
+        hands = (head[hand :: shape.hands] for hand in range(shape.hands))
+        state.queue = deque([*chain.from_iterable(hands), *waiting[end:]])
 
     def _retire(self, number: int, lost: Sequence[int]) -> tuple[_Call, dict[int, int]]:
         """End a bundle; return its call and the calls of its lost chunks, in order."""
@@ -422,6 +466,15 @@ class Planner:
         state.slots += sign * bundle.slots
         state.width += sign * bundle.width
         state.calls += sign * bundle.calls
+
+
+@cache
+def _latest(number: int) -> float:
+    """Return about how many standard deviations the last of so many ends behind their mean, for a normal distribution.
+
+    Blom, Statistical Estimates and Transformed Beta-Variables (1958), with the simplest of his constants.
+    """
+    return NormalDist().inv_cdf(number / (number + 1))
 
 
 def _seconds(name: str, value: float) -> float:

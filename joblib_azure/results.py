@@ -27,6 +27,7 @@ from typing import Any
 
 from .codec import Landing, Layout, decode_outcome, group_size
 from .errors import IntegrityError, JoblibAzureError, ServiceError
+from .retries import SERVICE_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ logger = logging.getLogger(__name__)
 AHEAD = 64 << 20
 #: Results that are fetched at a time; each in pieces side by side.
 _STREAMS = 4
-#: Seconds for which storage may be out of reach before a result counts as lost, and between two tries.
-PATIENCE, _PAUSE = 60.0, 1.0
+#: Seconds between two tries to fetch a result whose answer broke off.
+_PAUSE = 1.0
 
 #: Fetches a range of a blob into a sink and returns its content name: ``(blob, offset, size, sink) → name``.
 Fetch = Callable[[str, int, int, Callable[[int, bytes], Any]], str]
@@ -77,6 +78,13 @@ class Results:
         self._window = window
         self._parts = collections.deque(parts)
 
+    @classmethod
+    def none(cls) -> Results:
+        """Return the results of no call."""
+        found = cls.__new__(cls)
+        found._parts = collections.deque()
+        return found
+
     def __repr__(self) -> str:
         return f"<Results: {len(self._parts)} parts to come>"
 
@@ -96,10 +104,20 @@ class Window:
         Told of a blob of which all has been fetched.
     budget : int, default AHEAD
         In bytes.
+    patience : float
+        Seconds after which a result that cannot be fetched counts as lost. Requests are repeated below, for as long;
+        here it is what arrived of an answer and then broke off.
     """
 
-    def __init__(self, fetch: Fetch, delete: Callable[[str], Any] | None = None, budget: int = AHEAD) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        delete: Callable[[str], Any] | None = None,
+        budget: int = AHEAD,
+        patience: float = SERVICE_SECONDS,
+    ) -> None:
         self._fetch = fetch
+        self._patience = patience
         self._delete = delete
         self._budget = budget
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-results")
@@ -221,7 +239,7 @@ class Window:
         return load
 
     def _patiently(self, blob: str, action: Callable[[], str]) -> str:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         while True:
             try:
                 return action()

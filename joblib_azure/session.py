@@ -16,7 +16,6 @@ yet outlive the session in storage, until they are taken or dropped.
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import itertools
 import logging
@@ -24,31 +23,41 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
+from math import inf
 from typing import Any
 
-from . import environment
+from . import environment, labels
+from .batchjob import MOST_LIFE, BatchJob
 from .buffers import BufferStore
-from .call import Call, CallSettings, UnderWay
-from .capacity import Capacity, Cost
+from .bundler import CallSettings
+from .call import Call, Outcome, UnderWay
+from .capacity import Cost
 from .cluster import Cluster
-from .codec import new_key
+from .cluster.stranded import explained, job_over
+from .counters import Counters
 from .errors import JoblibAzureError, ServiceError, SessionClosedError
+from .history import History
 from .monitor import Monitor
 from .planner import Planner
-from .results import Window
-from .service import JobSpec, TaskContainer
-from .storage import BUFFERS, keep, session_containers, session_metadata, sweep
+from .resources import Resources
+from .results import Results, Window
+from .storage import keep, kept_until, sweep
 from .submitter import Submitter
+from .takeover import put_sign_of_life, take_over
 
 logger = logging.getLogger(__name__)
 
 #: Threads for uploads, downloads and terminations of one session.
 _STREAMS = 8
 _HASHERS = min(8, os.cpu_count() or 1)
+#: Seconds after which a call asks whether the job is still there before it uses it: one request, not of a loop's.
+_PAUSE = 1.0
 #: Seconds that `close` waits for each of its threads; what they wait for has deadlines of its own.
 _JOIN = 5.0
+#: Seconds for which `close` waits for a session that is just being opened, or closed by another thread.
+_TURN = 15.0
 
 
 class Session:
@@ -57,18 +66,31 @@ class Session:
     Parameters
     ----------
     cluster : Cluster
+    label : str, default ""
+        Of a script: what its calls return is kept, and what its earlier runs have computed is not computed again.
+    numbers : iterator of int, optional
+        Counts the Parallel calls, of all sessions of that label in this process.
+    resources : Resources, optional
+        Files that the calls are given.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        label: str = "",
+        numbers: Iterator[int] | None = None,
+        resources: Resources | None = None,
+    ) -> None:
         config = cluster.config
-        self.cluster = cluster
-        self.capacity = Capacity(
-            nodes=config.nodes, cores_per_node=config.cores, slots_per_node=config.max_tasks_per_node
-        )
+        self.cluster, self.label = cluster, label
+        self.resources = Resources() if resources is None else resources
+        self.history: History | None = None
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        self.job = f"joblib-{stamp}-{secrets.token_hex(4)}"
-        self.inputs, self.outputs = session_containers(self.job)
-        self.key = new_key()
+        # A session ends by idleness and its job by its lease, but a client that lives keeps pushing that lease on; what
+        # a SAS is good for goes with the job's containers.
+        life = max(MOST_LIFE, timedelta(seconds=config.job_lease))
+        self._use(BatchJob(cluster, f"joblib-{stamp}-{secrets.token_hex(4)}", life=life, resources=self.resources))
+        self.capacity = self.batch_job.capacity
         #: Guards the planner and everything below; the threads sleep on it.
         self.changed = threading.Condition()
         self.planner = Planner(self.capacity)
@@ -78,91 +100,127 @@ class Session:
         #: Counts what brings outcomes nearer: tasks added, buffers uploaded.
         self.steps = 0
         self.closed = self.failed = False
+        #: Whether a worker has measured something yet.
+        self.heard = False
+        self.counters = Counters(self)
         self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, Cost] = {}
         self.buffers = BufferStore(lambda: self.cluster.blobs)
-        self.window = Window(self._fetch, None if config.keep_blobs == "always" else self._consumed)
+        self.window = Window(
+            self._fetch,
+            None if label or config.keep_blobs == "always" else self._consumed,
+            patience=config.service_timeout,
+        )
         # Hashing lets go of the interpreter, so that pieces are hashed by as many cores as there are.
         self.hashing = concurrent.futures.ThreadPoolExecutor(_HASHERS, thread_name_prefix="joblib_azure-hash")
         self._submitter = Submitter(self)
-        # A SAS must outlive every task that may use it. A session ends by idleness and its job by its lease,
-        # but a client that lives keeps pushing that lease on; 7 days bound it as user-delegation SAS would. Its
-        # containers, and with them what a SAS is good for, go when the job ends.
-        self.life = max(timedelta(days=7), timedelta(seconds=config.job_lease))
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._threads: list[threading.Thread] = []
-        self._job_created = self._cleared = False
+        self._opening = threading.RLock()
+        self._over = threading.Event()
+        self._cleared = False
         self.nodes_asked = 0
-        image = config.container_image  # its own shared memory would be 64 MB, and loky's workers need more
-        self.container = None if image is None else TaskContainer(image=image, options="--ipc=host")
 
     def __repr__(self) -> str:
         return f"<Session {self.job} on {self.cluster!r}>"
 
+    def _use(self, job: BatchJob) -> None:
+        self.batch_job = job
+        self.job, self.key, self.inputs, self.outputs = job.id, job.key, job.inputs, job.outputs
+
     # life -----------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Create what the session needs and wait for the first node.
+        """Create what the session needs and wait for the first node; whoever comes meanwhile waits for the same.
 
         Raises
         ------
         ClusterError, ServiceError
             The session is closed then.
+        SessionClosedError
+            Where somebody has closed it meanwhile.
+        ConfigurationError
+            Where its resources are not there.
         """
-        try:
-            config = self.cluster.config
-            # Before anything is created, or paid for. A local cluster has no account yet, and nothing that needs one.
-            account = self.cluster.account if config.python_packages.git else None
-            self.plan = environment.plan(config, account)
-            self.pool.submit(environment.client_needs, ["joblib"])  # what the first bundle asks for takes 0.1 s
-            self.cluster.open()
-            blobs = self.cluster.blobs
-            mine = session_metadata(self.job, batch_account=self.cluster.batch.endpoint)
-            for container, metadata in ((self.inputs, mine), (self.outputs, mine), (BUFFERS, {})):
-                blobs.create_container(container, metadata=metadata)
-            lease, life = timedelta(seconds=config.job_lease), self.life
-            files = self.plan.ship(blobs, self.inputs, life)
-            self.cluster.batch.create_job(
-                JobSpec(
-                    id=self.job,
-                    pool=config.name,
-                    environment={
-                        **self.plan.settings,
-                        "JOBLIB_AZURE_KEY": base64.b64encode(self.key).decode(),
-                        "JOBLIB_AZURE_INPUTS": blobs.container_url(self.inputs, "r", life),
-                        "JOBLIB_AZURE_OUTPUTS": blobs.container_url(self.outputs, "acw", life),
-                        **({} if config.node_cache is None else {"JOBLIB_AZURE_CACHE": f"{config.node_cache}"}),
-                    },
-                    preparation=self.plan.preparation_command,
-                    files=files,
-                    lifetime=lease,
-                    container=self.container,
-                )
-            )
-            self._job_created = True
-            self.cluster.wait_for_node(lambda: self.closed)
-            monitor = Monitor(self)
-            for name, target in (
-                ("joblib_azure-submitter", self._submitter.run),
-                ("joblib_azure-monitor", monitor.run),
-            ):
-                thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self.pool.submit(sweep, blobs, self.cluster.batch, batch_account=self.cluster.batch.endpoint)
-        except BaseException:
-            self.close()
-            raise
+        with self._opening:
+            if self._threads or self.closed:
+                return
+            try:
+                self._open()
+                if self.closed:
+                    raise SessionClosedError("the session was closed while it was being opened", job=self.job)
+            except BaseException as exc:
+                if self.closed:
+                    self._leave()  # whoever closed it may have given up on what was made since
+                else:
+                    self.close()
+                if isinstance(exc, ServiceError):
+                    self.cluster.advise(exc)
+                raise
+
+    def _open(self) -> None:
+        cluster = self.cluster
+        cluster.step("working out what the nodes need")
+        # What the first bundle asks for takes 0.1 s.
+        self.pool.submit(environment.client_needs, ["joblib"])
+        self.resources.look(cluster.reach)
+        self.batch_job.prepare()
+        metadata, marks = self._resume() if self.label else ({}, {})
+        cluster.step("creating the job")
+        lease = timedelta(seconds=cluster.config.job_lease)
+        metadata |= labels.client_marks(lease)
+        self.batch_job.create(lifetime=lease, metadata=metadata, marks=marks, cancelled=lambda: self.closed)
+        if self.label:
+            put_sign_of_life(self.batch_job)
+        with self.counters.seeing_waits():
+            cluster.wait_for_node(lambda: self.closed)
+        if self.closed:
+            return
+        monitor = Monitor(self)
+        for name, target in (
+            ("joblib_azure-submitter", self._submitter.run),
+            ("joblib_azure-monitor", monitor.run),
+        ):
+            thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self.idle_since = time.monotonic()
+        self.pool.submit(sweep, cluster.blobs, cluster.batch, batch_account=cluster.batch.endpoint)
+
+    def _resume(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Take over from the script's earlier runs; return what is written on this one's job and containers."""
+        self.history, generation = take_over(self.cluster, self.label, lambda: self.closed)
+        id, life = labels.batch_id(self.label, generation), self.batch_job.life
+        job = BatchJob(self.cluster, id, life=life, resources=self.resources)
+        job.plan = self.batch_job.plan
+        self._use(job)
+        until = datetime.now(timezone.utc) + timedelta(days=self.cluster.config.keep_days)
+        return labels.metadata_of(self.label, "script"), kept_until(until)
+
+    @property
+    def plan(self) -> environment.EnvironmentPlan:
+        """What the nodes need of the client's environment."""
+        return self.batch_job.plan
 
     def close(self, reason: str = "the session was closed") -> None:
         """End the job and delete its containers; calls that are under way fail. Idempotent."""
         with self.changed:
-            if self.closed:
-                return
-            self.closed = True
+            first, self.closed = not self.closed, True
             calls = list(self.calls.values())
             self.changed.notify_all()
+        if not first:
+            # At the interpreter's exit a thread that is just closing it would be gone half way. Its own threads are
+            # waited for by whoever closes it.
+            if threading.current_thread() not in self._threads:
+                self._over.wait(_TURN)
+            return
+        try:
+            self._close(reason, calls)
+        finally:
+            self._over.set()
+
+    def _close(self, reason: str, calls: Iterable[Call]) -> None:
         for call in calls:
             call.fail(SessionClosedError(f"{reason} before the call's outcome was there", job=self.job))
         for thread in self._threads:
@@ -172,6 +230,30 @@ class Session:
             pool.shutdown(wait=False, cancel_futures=True)
         self._submitter.close()
         self.buffers.close()
+        # A thread that just opens it sees that it is closed at its next look.
+        opened = self._opening.acquire(timeout=_TURN)
+        try:
+            self._leave()
+        finally:
+            if opened:
+                self._opening.release()
+        # What is not consumed yet lies there.
+        self.window.retire(self._clear_outputs)
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is closed, and nothing of it is left in storage that goes with this process."""
+        return self._over.is_set() and self._cleared
+
+    def bequeath(self) -> None:
+        """Do what `close` does for others, and nothing for this process, which is about to die; takes no lock."""
+        self.closed = True
+        self._leave()
+        if not self._keeps:
+            self.cluster.blobs.delete_container(self.outputs)
+
+    def _leave(self) -> None:
+        """End the job, and let go of what it has in storage and of its pool's nodes; what fails is logged."""
         try:
             self.cluster.check()
             # Before the job ends: other clients take its containers for left over from then on.
@@ -179,18 +261,19 @@ class Session:
                 self._keep(self.inputs)
             if self._keeps or self.window.left:
                 self._keep(self.outputs)
-            if self._job_created:
+            if self.batch_job.created:
                 # A job whose infrastructure failed is kept, ended, for its logs; the service removes it in time.
-                self.cluster.batch.end_job(self.job, delete=not self.failed)
+                self.cluster.batch.end_job(self.job, delete=not (self.failed or self.label))
             if not self._keeps:
                 self.cluster.blobs.delete_container(self.inputs)
+            self.cluster.release(self.job)
         except JoblibAzureError as exc:
             logger.warning("closing session %s: %s", self.job, exc)
-        # What is not consumed yet lies there.
-        self.window.retire(self._clear_outputs)
 
     def release(self) -> None:
         """Let go of results that nobody has consumed; after `close`. Idempotent."""
+        if self.history is not None:
+            self.history.close()
         self.window.close(f"the session {self.job} was closed")
         self._clear_outputs()
 
@@ -211,7 +294,7 @@ class Session:
     @property
     def _keeps(self) -> bool:
         """Whether the session's blobs stay when it ends."""
-        wish = self.cluster.config.keep_blobs
+        wish = "always" if self.label else self.cluster.config.keep_blobs
         return wish == "always" or (wish == "on_error" and self.failed)
 
     def _keep(self, container: str) -> None:
@@ -235,7 +318,8 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Let every call fail with `error`, then close: something that the session cannot do without is gone."""
-        self.failed = True
+        # Where no call was under way, nobody misses anything, and there is nothing to look for in what is left.
+        self.failed = self.failed or bool(self.calls)
         for call in list(self.calls.values()):
             call.fail(error)
         self.close(str(error))
@@ -244,26 +328,71 @@ class Session:
         try:
             target()
         except Exception as exc:
-            if not self.closed:
-                logger.debug("session %s fails", self.job, exc_info=True)
-                self.fail(exc)
+            if self.closed:
+                return
+            logger.debug("session %s fails", self.job, exc_info=True)
+            if threading.main_thread().is_alive():
+                self.fail(explained(exc, self.cluster, self.job))
+            else:
+                # The pools of threads end before any hook of ours can close the session: that is no failure.
+                self.close("the interpreter is ending")
+
+    def check_job(self) -> None:
+        """Ask whether the job is still there.
+
+        Raises
+        ------
+        SessionClosedError
+            Where it is not: somebody has ended it, or its lease has.
+        ServiceError
+        """
+        over = job_over(self.cluster, self.job)
+        if over is not None:
+            raise over
 
     # calls ----------------------------------------------------------------------------------------------
 
     def start_call(self, settings: CallSettings) -> Call:
-        """Begin a Parallel call."""
+        """Begin a Parallel call.
+
+        Raises
+        ------
+        SessionClosedError
+            Where the session is, or has to be, closed: another one takes the call.
+        """
+        self._check_after_a_pause()
         overlay, code = self.plan.look()
         lacks = self.plan.lacks(code)
         if lacks:
             self._renew(lacks)  # closed, the session takes no call: the caller comes again with a new one
         number = next(self._numbers)
         name = f"c{number:05d}-{secrets.token_hex(3)}"
-        call = Call(name, settings, overlay, number=number, map=self.hashing.map)
+        call = Call(name, settings, overlay, number=number, map=self._side_by_side)
         with self.changed:
             if self.closed:
                 raise SessionClosedError("the session is closed", job=self.job)
             self.calls[call.id] = call
         return call
+
+    def _side_by_side(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+        """Hash pieces side by side."""
+        items = list(items)
+        try:
+            return self.hashing.map(function, items)
+        except RuntimeError:
+            # The interpreter ends the threads before anybody can close the session: no fault of what is hashed.
+            return map(function, items)
+
+    def _check_after_a_pause(self) -> None:
+        """Close where somebody has ended the job meanwhile, or its lease has: the client slept."""
+        if self.calls or self.closed or time.monotonic() - self.idle_since < _PAUSE:
+            return
+        try:
+            self.check_job()
+        except SessionClosedError as exc:
+            logger.warning("job %s was ended between two Parallel calls; the next one opens another", self.job)
+            self.close(exc.message)
+            raise
 
     def _renew(self, lacks: set[str]) -> None:
         """Close, so that the next session's environment has what the user's code has come to import."""
@@ -276,17 +405,29 @@ class Session:
     def ready(self, call: Call, chunk: int, calls: int, function: str) -> None:
         """Queue a chunk of `calls` delayed calls of `function`, by whose name their cost is remembered."""
         with self.changed:
-            if call.id in self.calls and not self.closed:
-                if not call.function:
-                    call.function = function
-                    remembered = self._costs.get(function)
-                    self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=remembered)
+            if self._announced(call, function):
                 self.planner.add(call.id, chunk, calls, time.monotonic())
                 self.changed.notify_all()
+
+    def _announced(self, call: Call, function: str) -> bool:
+        """Tell the planner of a call, if it does not know it; False where that is over. With the lock held."""
+        if call.id not in self.calls or self.closed:
+            return False
+        if not call.function:
+            call.function = function
+            self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=self._costs.get(function))
+        return True
+
+    def deliver_known(self, call: Call, chunk: int, function: str) -> None:
+        """Deliver a chunk of which nothing has to run."""
+        with self.changed:
+            self._announced(call, function)
+        call.deliver(chunk, Outcome(head={"ok": True}, body=b"", job=self.job, task="", results=Results.none()))
 
     def exhaust(self, call: Call) -> None:
         """Say that no further chunk of the call will come."""
         with self.changed:
+            call.exhausted = True
             if self.planned(call):
                 self.planner.exhaust(call.id)
                 self.changed.notify_all()
@@ -315,6 +456,16 @@ class Session:
                 self.planner.close_call(call.id)
             if self.calls.pop(call.id, None) is None:
                 return
+            if call.changed:
+                logger.warning(
+                    "job %s: %d call(s) of Parallel call %d have changed since they were computed, and ran again",
+                    self.label,
+                    call.changed,
+                    call.number,
+                )
+            if call.recalled:
+                said = "job %s: %d of %d call(s) of Parallel call %d had been computed before"
+                logger.info(said, self.label, call.recalled, call.dispatched, call.number)
             left = [entry for entry in self.under_way.values() if entry.call is call and entry.remaining]
             self.idle_since = time.monotonic()
             self.nodes_asked = self.nodes_asked if self.calls else 0
@@ -353,8 +504,29 @@ class Session:
         """Take in what a worker measured."""
         with self.changed:
             entry.seconds += seconds
+            entry.heard = time.monotonic()
+            self.heard = True
             if self.planned(entry.call):
                 self.planner.observe(entry.call.id, calls, seconds)
+
+    def least_rest(self) -> float:
+        """Return the seconds for which nobody minds how tasks end, as the cost of calls tells; with the lock held.
+
+        0 where that is not known, and where somebody waits for single outcomes.
+        """
+        now, least, slots = time.monotonic(), inf, self.capacity.lanes
+        for entry in self.under_way.values():  # in the order in which the service has them
+            slots -= entry.bundle.slots
+            if slots < 0:
+                return inf  # others wait there: a slot is filled without us, and the end of a task is no news
+            cost = self.planner.cost(entry.call.id) if self.planned(entry.call) else None
+            if cost is None or entry.call.settings.watched:
+                return 0.0
+            # Of one that was not heard of, which may have waited on the service, all but its first chunk is left.
+            chunks = len(entry.remaining) - (not entry.heard)
+            left = cost.seconds * entry.bundle.calls * chunks / (len(entry.bundle.chunks) * entry.bundle.width)
+            least = min(least, left - (now - entry.heard if entry.heard else 0.0))
+        return least
 
     def finish(self, entry: UnderWay, *, cost: float | None = None) -> None:
         """A task ended."""
@@ -363,12 +535,13 @@ class Session:
                 self.planner.finish(entry.bundle.id, cost=cost)
                 self.changed.notify_all()
 
-    def requeue(self, entry: UnderWay) -> None:
-        """A task was lost: what it did not finish is sent again."""
+    def requeue(self, entry: UnderWay, alone: Collection[int] = ()) -> None:
+        """A task was lost: what it did not finish is sent again, those that are to be `alone` each by itself."""
         with self.changed:
             if self.under_way.pop(entry.task, None) is not None:
                 chunks = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining]
-                self.planner.requeue(entry.bundle.id, chunks)
+                self.planner.requeue(entry.bundle.id, chunks, alone=alone)
+                entry.call.lost_tasks += 1
                 self.changed.notify_all()
 
     def attempts(self, entry: UnderWay) -> int:

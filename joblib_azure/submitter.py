@@ -6,7 +6,7 @@
                               └─► upload the buffers that storage lacks ┄┄ the task waits for them
 
 A node prepares itself and its task starts while the buffers are on their way; the bundle says which are. One thread
-plans, encodes and adds; it waits for no upload.
+plans, encodes and adds; it waits for no upload, and where it encodes for long, those that upload add.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from . import environment
 from .call import Call, UnderWay
 from .capacity import Bundle
 from .errors import ContentChangedError, JoblibAzureError
 from .service import TaskSpec
-from .storage import BUFFERS
+from .takeover import put_journal
 
 if TYPE_CHECKING:
     from .codec import EncodedChunk
@@ -35,6 +34,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 3
 #: Seconds for which what is ready waits for what may be at any moment.
 _GATHER = 0.005
+#: Seconds of encoding after which what is uploaded is added at once.
+_LONG = 0.03
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -48,6 +49,8 @@ class Submitter:
         self._uploading = 0
         self._ready: list[UnderWay] = []
         self._failed: list[tuple[UnderWay, BaseException]] = []
+        #: Since when bundles are encoded, and nothing was added.
+        self._begun: float | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-upload")
 
     def close(self) -> None:
@@ -71,14 +74,41 @@ class Submitter:
                 if session.closed:
                     return
                 calls = {bundle.call: session.calls[bundle.call] for bundle in bundles}
+                told = [(call, self._describe(bundle)) for bundle in bundles if (call := calls[bundle.call]).say]
                 ready, self._ready = self._ready, []
                 failed, self._failed = self._failed, []
             if ready:
                 self._add(ready)
             for entry, error in failed:
                 self._recover(entry, error)
+            for call, text in told:
+                call.tell(text)
+            self._begun = time.monotonic()
             for bundle in bundles:
                 self._begin(bundle, calls[bundle.call])
+                self._add(self._overdue())
+            self._begun = None
+
+    def _overdue(self) -> list[UnderWay]:
+        """Take what is uploaded where further bundles have been encoded for long: its slots need not wait for those."""
+        with self._session.changed:
+            if self._begun is None or time.monotonic() - self._begun <= _LONG:
+                return []
+            ready, self._ready = self._ready, []
+            if ready:
+                self._begun = time.monotonic()
+            return ready
+
+    def _describe(self, bundle: Bundle) -> str:
+        """Say, as joblib does of its batches, why the bundle is as large as it is; with the session's lock held."""
+        planner = self._session.planner
+        cost = planner.cost(bundle.call)
+        if cost is None:
+            return f"The calls' duration is not known yet. Setting bundle_size={bundle.calls}."
+        return (
+            f"A Batch task costs {planner.task_cost:.2f}s beside its calls ({cost.seconds:.2g}s each). "
+            f"Setting bundle_size={bundle.calls}."
+        )
 
     # encode and upload ----------------------------------------------------------------------------------
 
@@ -97,24 +127,20 @@ class Submitter:
 
     def _upload(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
         session, call = self._session, entry.call
-        blobs, store = session.cluster.blobs, session.buffers
+        store = session.buffers
         try:
             try:
-                data, buffers = call.bundle(
-                    session.key,
-                    f"{session.job}/{entry.task}",
-                    encoded,
-                    environment.client_needs(call.modules, session.plan.elsewhere),
-                    lambda name: blobs.blob_url(BUFFERS, name, session.life),
-                    store.__contains__,
-                )
-                blobs.put(session.inputs, f"bundles/{entry.task}", data)
+                buffers = session.batch_job.put_bundle(call.bundler, entry.task, encoded, store.__contains__)
+                traces = {chunk: call.traces[chunk] for chunk, _ in encoded if chunk in call.traces}
+                if traces:
+                    put_journal(session.batch_job, entry.task, call.id, call.number, traces)
             finally:
                 with session.changed:
                     self._uploading -= 1
             with session.changed:
                 self._ready.append(entry)
                 session.changed.notify_all()
+            self._add(self._overdue())
             if any(name not in store for name in buffers):
                 store.store(buffers.values(), lambda: self._is_wanted(call))
                 with session.changed:
@@ -132,13 +158,15 @@ class Submitter:
 
     def _add(self, entries: list[UnderWay]) -> None:
         session = self._session
+        if not entries:
+            return
         with session.changed:
             wanted = []
             for entry in entries:
                 if entry.call.closed:
                     session.planner.finish(entry.bundle.id)
                     continue
-                entry.sent = True
+                entry.sent, entry.added_time = True, time.time()
                 session.under_way[entry.task] = entry
                 wanted.append(entry)
             entries = wanted
@@ -179,24 +207,9 @@ class Submitter:
             call.deliver(chunk, error)
 
     def _task_spec(self, entry: UnderWay) -> TaskSpec:
-        bundle, settings, session = entry.bundle, entry.call.settings, self._session
-        threads, capacity = settings.inner_max_num_threads, session.capacity
-        workers = capacity.workers_per_slot if bundle.slots == 1 else capacity.cores_per_node
-        variables = {
-            **settings.environment,
-            "JOBLIB_AZURE_WORKERS": str(workers),
-            "JOBLIB_AZURE_WIDTH": str(bundle.width),
-        }
-        if threads is not None:
-            variables["JOBLIB_AZURE_THREADS"] = str(threads)
-        return TaskSpec(
-            id=entry.task,
-            command=session.plan.task_command,
-            environment=variables,
-            required_slots=bundle.slots,
-            display_name=f"{bundle.calls} call(s) of {entry.call.function}"[:1024],
-            container=session.container,
-        )
+        bundle, call = entry.bundle, entry.call
+        name = f"{bundle.calls} call(s) of {call.function}"
+        return self._session.batch_job.task_spec(entry.task, call.bundler, bundle, display_name=name)
 
     def _ask_for_nodes(self) -> None:
         """Have the nodes that the tasks fill, where the pool scales: its formula sees tasks minutes later."""

@@ -12,11 +12,12 @@ import concurrent.futures
 import hashlib
 import itertools
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .codec import PIECE, content_name, name_of, spans
-from .errors import ContentChangedError
+from .errors import ContentChangedError, masked
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
@@ -38,22 +39,34 @@ def transport(**options: Any) -> Any:
     """Return an HTTP transport for blob clients, with a connection for each thread that moves something.
 
     The SDK's own keeps ten, opens others anew for each request, and says so on stderr. Clients that share one share
-    its connections, which over TLS cost more than a small blob.
+    its connections, which over TLS cost more than a small blob. Its errors do not show the signature of a SAS: on a
+    node they end in a file that more people may read than storage.
 
     Parameters
     ----------
     **options
         Of azure-core's ``RequestsTransport``.
     """
+    from azure.core.exceptions import AzureError
     from azure.core.pipeline.transport import RequestsTransport
     from requests import Session
     from requests.adapters import HTTPAdapter
+
+    class Transport(RequestsTransport):  # type: ignore[misc]  # the SDK gives it no type
+        def send(self, request: Any, **options: Any) -> Any:
+            try:
+                return super().send(request, **options)
+            except AzureError as exc:
+                # What requests says holds the whole URL.
+                exc.message = masked(exc.message)
+                exc.args = (exc.message,)
+                raise
 
     session = Session()
     session.trust_env = options.get("use_env_settings", True)
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(pool_maxsize=_CONNECTIONS))
-    return RequestsTransport(session=session, connection_data_block_size=_READ, **options)
+    return Transport(session=session, connection_data_block_size=_READ, **options)
 
 
 class Transfers:
@@ -69,6 +82,15 @@ class Transfers:
     def __init__(self, up: int = STREAMS, down: int = STREAMS) -> None:
         self._up = concurrent.futures.ThreadPoolExecutor(up, thread_name_prefix="joblib_azure-up")
         self._down = concurrent.futures.ThreadPoolExecutor(down, thread_name_prefix="joblib_azure-down")
+        self._lock = threading.Lock()
+        #: Bytes that were sent and that were fetched, with those of pieces sent in vain.
+        self.sent = self.fetched = 0
+
+    def count(self, sent: int = 0, fetched: int = 0) -> None:
+        """Count bytes that moved."""
+        with self._lock:
+            self.sent += sent
+            self.fetched += fetched
 
     def close(self) -> None:
         """End the threads once what they move is done; nothing further is begun."""
@@ -122,6 +144,7 @@ class Transfers:
             names = [content_name(memoryview(content)[at : at + size]) for at, size in zip(starts, sizes, strict=False)]
             _check(blob, names, name)
             blob.upload_blob(content, overwrite=overwrite)
+            self.count(sent=len(content))
             return names
         from azure.core import MatchConditions
         from azure.core.exceptions import HttpResponseError
@@ -146,6 +169,7 @@ class Transfers:
                 if getattr(exc, "error_code", None) != "Md5Mismatch":
                     raise
                 raise _changed(blob) from exc
+            self.count(sent=length)
             if secure and hashlib.sha256(part).digest() != digest:
                 raise _changed(blob)
             return digest
@@ -180,6 +204,7 @@ class Transfers:
         def fetch(span: tuple[int, int]) -> bytes:
             start, length = span
             data: bytes = blob.download_blob(offset=offset + start, length=length).readall() if length else b""
+            self.count(fetched=length)
             sink(start, data)
             return hashlib.sha256(data).digest()
 

@@ -16,6 +16,7 @@ CLUSTER: dict[str, Any] = {
     "vmSize": "Standard_E16-8s_v5",
     "cores": 6,
     "maxTasksPerNode": 3,
+    "workersPerNode": 24,
     "nodes": 9,
     "poolSize": {
         "dedicatedNodes": {"min": 1, "max": 4},
@@ -40,6 +41,7 @@ CLUSTER: dict[str, Any] = {
         "indexUrl": "https://user:canary-index@example.com/simple",
         "extraIndexUrls": ["https://user:canary-extra@example.com/simple"],
     },
+    "prices": {"currency": "EUR", "dedicated": 1.25, "spot": 0.25},
     "environment": {"mode": "none", "offline": True, "python": "3.12", "exclude": ["notebook"]},
     "commandLine": ["mount -o username=me,password=canary-command //host/share /mnt", "apt-get update"],
     "resourceFiles": [
@@ -69,7 +71,10 @@ CLUSTER: dict[str, Any] = {
     "keepBlobs": "always",
     "keepDays": 30.0,
     "nodeCache": 12.5,
+    "maxCallsPerWorker": 500,
+    "warmRunners": False,
     "retries": 4,
+    "serviceTimeout": 45.0,
 }
 #: Keys that exclude one of those above.
 CLUSTER_CUSTOM_IMAGE = {**MINIMAL, "customImage": IMAGE, "nodeAgentSku": "batch.node.ubuntu 24.04"}

@@ -1,12 +1,11 @@
 """An Entra of one's own on loopback: signs in a service principal, and gives tokens as Azure's look.
 
-Neither Azurite nor the Batch emulator checks a token's signature, since neither knows Microsoft's keys; audience,
-times and (Azurite) issuer they check.
+They are signed with the key of its certificate, which the Batch emulator is told (``token_signer``). Azurite checks
+audience, times and issuer, and no signature.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -23,13 +22,11 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs
 
+import jwt
+
 from joblib_azure.local.install import find_azurite
 
 TENANT = str(uuid.UUID(int=0x7E4A47))
-
-
-def _part(value: dict[str, Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
 class TlsServer:
@@ -96,6 +93,7 @@ class Entra(TlsServer):
         self.scopes: list[str] = []
         self.tokens: list[str] = []
         self.lifetime = 3600
+        self._key = key.read_bytes()
         entra = self
 
         class Handler(JsonHandler):
@@ -139,8 +137,7 @@ class Entra(TlsServer):
             "tid": TENANT,
             "ver": "1.0",
         }
-        head = _part({"typ": "JWT", "alg": "RS256", "kid": "loopback"})
-        token = f"{head}.{_part(claims)}.{secrets.token_urlsafe(32)}"
+        token = jwt.encode(claims, self._key, "ES256", {"kid": "loopback"})
         self.tokens.append(token)
         return token
 

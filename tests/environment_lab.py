@@ -111,8 +111,8 @@ class Lab:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def node_folders(self, name: str) -> list[Path]:
-        """Folders of that name below the nodes' shared ones."""
-        return sorted(self.cluster.host.folder.glob(f"nodes/*/shared/joblib_azure/{name}"))
+        """Folders of that name below the package's roots on the nodes."""
+        return sorted(self.cluster.host.folder.glob(f"nodes/*/joblib_azure/*/{name}"))
 
 
 def make_wheel(folder: Path, name: str, source: str, version: str = "1.0") -> Path:

@@ -241,7 +241,7 @@ def every(seconds: float, burst: int = 1) -> Arrivals:
 
 def slots(number: int) -> Capacity:
     """So many slots of one worker, one a node."""
-    return Capacity(nodes=number, cores_per_node=1, slots_per_node=1)
+    return Capacity(nodes=number, workers_per_node=1, slots_per_node=1)
 
 
 def lognormal(number: int, mean: float, sigma: float, seed: int = 1) -> list[float]:
@@ -282,9 +282,11 @@ class Scenario:
         return Simulation(self.capacity, [work], cost=self.cost, node_up=self.node_up, deaths=self.deaths).run()
 
 
-WIDE = Capacity(nodes=4, cores_per_node=8, slots_per_node=1)
-HALVES = Capacity(nodes=4, cores_per_node=8, slots_per_node=4)
+WIDE = Capacity(nodes=4, workers_per_node=8, slots_per_node=1)
+HALVES = Capacity(nodes=4, workers_per_node=8, slots_per_node=4)
 LATE = (0, 0, 300, 300, 300, 300, 600, 600)
+#: As a grid search has them: neighbours alike.
+QUARTERS = [0.5 + 1.5 * (number // 150) for number in range(600)]
 SKEWED = lognormal(1000, 2, 1.0)
 
 
@@ -315,8 +317,10 @@ SCENARIOS: dict[str, Scenario] = {
     "60 x 0.1 s, 4 slots": case(slots(4), [0.1] * 60, 1.01, 4),
     "1,000 x 60 s, 8 slots": case(slots(8), [60.0] * 1000, 1.03, 1000),
     "1,000 x 60 s, 8 slots, late nodes": case(slots(8), [60.0] * 1000, 1.08, 1000, node_up=LATE),
-    "100 x 60 s lognormal, 8 slots": case(slots(8), lognormal(100, 60, 0.7), 1.3, 100),
-    "1,000 x 2 s lognormal, 8 slots": case(slots(8), SKEWED, 1.1, 120),
+    "100 x 60 s lognormal, 8 slots": case(slots(8), lognormal(100, 60, 0.7), 1.4, 100),
+    "1,000 x 2 s lognormal, 8 slots": case(slots(8), SKEWED, 1.12, 120),
+    "60, each quarter dearer, 2 slots": case(slots(2), QUARTERS[::10], 1.12, 12, remembered=Cost(2.75, 1.7)),
+    "600, each quarter dearer, 8 slots": case(slots(8), QUARTERS, 1.1, 120, remembered=Cost(2.75, 1.7)),
     "1,000 x 2 s lognormal, uneven cost": case(slots(8), SKEWED, 1.15, 120, cost=uneven(1.0)),
     "500 x 1 s, one of 60 s, 8 slots": case(slots(8), [1.0] * 250 + [60.0] + [1.0] * 249, 1.45, 60),
     "800 increasing to 4 s, 8 slots": case(slots(8), [0.005 * i for i in range(1, 801)], 1.1, 100),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -85,7 +86,7 @@ def forgotten_by_nodes(cluster: LocalCluster) -> None:
     """Empty the nodes' caches."""
     settled(cluster)
     for node in (cluster.host.folder / "nodes").iterdir():
-        for path in (node / "shared" / "joblib_azure" / "buffers").glob("??/*"):
+        for path in (node / "joblib_azure" / str(os.getuid()) / "buffers").glob("??/*"):
             path.unlink(missing_ok=True)
 
 
@@ -246,7 +247,7 @@ def test_what_a_call_writes_stays_with_it(mode: str, cluster: LocalCluster) -> N
         assert found == [(total(before), float(i * array.size)) for i in range(6)]
     np.testing.assert_array_equal(array, before)
     for node in (cluster.host.folder / "nodes").iterdir():
-        for path in (node / "shared" / "joblib_azure" / "buffers").glob("??/*"):
+        for path in (node / "joblib_azure" / str(os.getuid()) / "buffers").glob("??/*"):
             assert path.suffix == ".lock" or content_name(path.read_bytes()) == path.name
 
 

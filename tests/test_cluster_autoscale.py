@@ -26,6 +26,7 @@ from joblib_azure.errors import (
     PoolDiffersError,
     ServiceError,
 )
+from joblib_azure.service import JobSpec
 
 #: The emulator's clock: 30 s between two enablings are half a second.
 RATE = 60.0
@@ -355,3 +356,45 @@ def test_demand_can_be_cancelled(account: AccountConfig) -> None:
         cluster._demand._interval = 30.0
         cluster.demand(3, cancelled=lambda: time.monotonic() - begun > 0.3)
         assert time.monotonic() - begun < 5
+
+
+def test_what_was_asked_for_is_let_go(account: AccountConfig) -> None:
+    cluster = created(scaling(2), account)
+    with deleted(cluster):
+        assert cluster.release()  # Nothing was.
+        cluster.demand(2)
+        # Too early for the service: it is not waited for, and would end by itself.
+        assert not cluster.release()
+        assert cluster.status().floor is not None
+        cluster.wait_for_nodes(2)
+        name, job = cluster.config.name, "joblib-20260131-235959-0a1b2c3d"
+        spec = JobSpec(id=job, pool=name, environment={}, preparation="true", files={}, lifetime=timedelta(hours=1))
+        cluster.batch.create_job(spec)
+        time.sleep(INTERVAL)
+        assert not cluster.release("another")
+        assert cluster.status().floor is not None
+        assert cluster.release(job)
+        assert cluster.status().floor is None
+        end = time.monotonic() + 30
+        while cluster.nodes() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert cluster.nodes() == ()
+        cluster.batch.end_job(job, delete=True)
+
+
+def test_what_others_have_asked_for_stays(account: AccountConfig) -> None:
+    one = created(scaling(3), account)
+    with deleted(one):
+        one.demand(1)
+        time.sleep(INTERVAL)
+        two = paced(Cluster.attach(one.config.name, account))
+        two.demand(3)
+        time.sleep(INTERVAL)
+        # It was there before; and since then it is not the first one's any more.
+        assert one.release()
+        assert two.status().floor is not None
+        assert two.release()
+        floor = one.status().floor
+        assert floor is not None
+        assert floor.dedicated == 1
+        two.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from typing import Any
@@ -67,6 +68,14 @@ def test_a_cluster_on_an_account_ends_its_session_too(local: LocalCluster, caplo
     # Not only closed, but gone from the service.
     assert session.job not in {job.id for job in local.status().jobs if job.state == "active"}
     close_sessions(attached)
+
+
+def test_a_slower_service() -> None:
+    with LocalCluster(1, 1, emulator={"dispatch_seconds": 1.5}) as slow, parallel_config("azure", cluster=slow):
+        assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+        began = time.monotonic()
+        assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+        assert time.monotonic() - began >= 1.5  # where all is warm too
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,32 @@ def test_a_local_cluster_checks_its_shape() -> None:
         LocalCluster(cores_per_node=1, max_tasks_per_node=5)
     with pytest.raises(ConfigurationError, match="nodes"):
         LocalCluster(nodes=0)
+    with pytest.raises(ConfigurationError, match="workers_per_node = 0"):
+        LocalCluster(1, 1, workers_per_node=0)
     with pytest.raises(LocalClusterError, match="more than the"):
         LocalCluster(cores_per_node=10_000)
+
+
+def test_workers_of_a_local_cluster() -> None:
+    config = LocalCluster(2, 1, workers_per_node=4).config
+    assert (config.cores, config.node_workers, config.workers) == (1, 4, 8)
+    assert AzureBackend(LocalCluster(2, 1, workers_per_node=4)).effective_n_jobs(-1) == 8
+
+
+@pytest.mark.parametrize(
+    ("emulator", "said"),
+    [
+        ({"dispatch_second": 1}, "dispatch_second: the emulator has no such option; did you mean 'dispatch_seconds'"),
+        ({"port": 1}, "port: the emulator has no such option; known are active_job_quota"),
+        ({"dispatch_seconds": -1}, "dispatch_seconds is -1, below 0"),
+        ({"boot_seconds": "soon"}, "boot_seconds is 'soon', not a number"),
+        ({"failing_sizes": 3}, "not usable"),
+    ],
+)
+def test_wrong_options_of_the_emulator_are_told_before_anything_is_started(emulator: Any, said: str) -> None:
+    with pytest.raises(ConfigurationError, match="the emulator's options are not usable") as caught:
+        LocalCluster(1, 1, emulator=emulator)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(

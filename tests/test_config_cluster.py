@@ -50,6 +50,13 @@ def test_task_slots(slots: Any, expected: int) -> None:
     assert read(maxTasksPerNode=slots).max_tasks_per_node == expected
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, 4), ({"workersPerNode": 1}, 1), ({"workersPerNode": 64}, 64)])
+def test_workers_of_a_node(given: dict[str, Any], expected: int) -> None:
+    config = read(nodes=3, **given)
+    assert (config.node_workers, config.workers) == (expected, 3 * expected)
+    assert config.workers_per_node == given.get("workersPerNode")
+
+
 def test_a_slot_a_core_is_bounded_by_the_service() -> None:
     config = ClusterConfig(name="p", vm_size="Standard_M416s_v2", max_tasks_per_node="cores")
     assert (config.cores, config.max_tasks_per_node) == (416, 256)
@@ -109,6 +116,11 @@ def test_a_slot_a_core_is_bounded_by_the_service() -> None:
         ({"keepBlobs": "on_eror"}, "'always' or 'never'; did you mean 'on_error'"),
         ({"keepDays": 0}, "keepDays = 0: expected greater than 0"),
         ({"nodeCache": -1}, "nodeCache = -1: expected greater than 0"),
+        ({"workersPerNode": 0}, "workersPerNode = 0: expected greater than or equal to 1"),
+        ({"workersPerNode": 257}, "workersPerNode = 257: expected less than or equal to 256"),
+        ({"workersPerNode": "cores"}, "workersPerNode = 'cores': expected a valid integer"),
+        ({"maxCallsPerWorker": 0}, "maxCallsPerWorker = 0: expected greater than or equal to 1"),
+        ({"warmRunners": 3}, "warmRunners = 3"),
         ({"python_packges": {}}, "did you mean 'python_packages'"),
         ({"somethingElse": 1}, "known are name, vmSize, cores"),
         ({"resourceFiles": [None], "resource_files": []}, "resourceFiles.0 = None: expected an object"),

@@ -46,7 +46,8 @@ def entra(certificate: tuple[Path, Path]) -> Iterator[Entra]:
 
 @pytest.fixture(scope="module")
 def emulator(certificate: tuple[Path, Path]) -> Iterator[BatchEmulator]:
-    with BatchEmulator(certfile=certificate[0], keyfile=certificate[1], refuse_shared_key=True) as running:
+    options = {"certfile": certificate[0], "keyfile": certificate[1], "token_signer": certificate[0]}
+    with BatchEmulator(**options, refuse_shared_key=True) as running:  # type: ignore[arg-type]
         yield running
 
 
@@ -212,8 +213,9 @@ def test_who_may_submit_but_not_create(
     by_principal: AccountConfig,
 ) -> None:
     """The role Azure Batch Job Submitter: uses a pool, and is told whom to ask for one."""
-    options = {"certfile": certificate[0], "keyfile": certificate[1], "job_submitters": (entra.object_id,)}
-    with BatchEmulator(**options) as emulator:  # type: ignore[arg-type]
+    options: dict[str, Any] = {"certfile": certificate[0], "keyfile": certificate[1], "token_signer": certificate[0]}
+    options["job_submitters"] = (entra.object_id,)
+    with BatchEmulator(**options) as emulator:
         owner = _account(emulator, storage, batch_key=emulator.account_key)
         guest = by_principal.model_copy(update={"batch_endpoint": emulator.endpoint})
         config = config_of(pool_size={"dedicated_nodes": {"max": 2}})

@@ -8,12 +8,17 @@ part of.
 from __future__ import annotations
 
 import base64
+import html
+import http.server
 import itertools
 import logging
 import os
 import re
 import secrets
+import socket
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from typing import Any
 import pytest
 from azure.batch import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.exceptions import ServiceRequestError
 from joblib import Parallel, delayed, parallel_config
 
 from joblib_azure.cluster import Cluster
@@ -244,5 +250,74 @@ def test_an_error_masks_the_url_that_was_refused() -> None:
 
     with pytest.raises(ServiceError) as caught, translated("creating a pool", "https://b.example"):
         refused()
-    assert FILE_SIGNATURE not in str(caught.value)
     assert "sig=***&se=2" in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "HttpResponseError" in shown
+    assert FILE_SIGNATURE not in shown
+
+
+class _Repeats(http.server.BaseHTTPRequestHandler):
+    """Refuses whatever it is asked for, and repeats it."""
+
+    def do_GET(self) -> None:
+        body = f"<Error><Code>No</Code><Message>http://x{html.escape(self.path)}</Message></Error>".encode()
+        self.send_response(400)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Repeats) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_that_repeats_a_signature_is_masked(refusing: str) -> None:
+    """What a traceback shows of the SDK's own error too."""
+    from azure.storage.blob import BlobClient
+
+    from joblib_azure.errors import ServiceError
+    from joblib_azure.service.faults import translated
+
+    blob = BlobClient.from_blob_url(f"{refusing}/a/c/b?sv=1&sig={FILE_SIGNATURE}", retry_total=0)
+    with blob, pytest.raises(ServiceError) as caught, translated("reading", refusing):
+        blob.download_blob()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "HttpResponseError" in shown
+    assert "sig=***" in shown
+    assert FILE_SIGNATURE not in shown
+
+
+def test_a_node_that_cannot_reach_storage_does_not_say_how_it_would() -> None:
+    """The traceback of a task is a file that whoever reads the Batch account may read."""
+    from joblib_azure.node.storage import TaskStorage
+
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/account"
+    token = f"sv=1&sig={FILE_SIGNATURE}"
+    storage = TaskStorage(f"{url}/in?{token}", f"{url}/out?{token}", "t")
+    for client in (storage._inputs, storage._outputs):
+        client._config.retry_policy.total_retries = 0  # or each would take ten seconds
+    storage._options["retry_total"] = 0
+    tries = (
+        storage.read_bundle,
+        lambda: storage.aborted("call"),
+        lambda: storage.open_outcomes("call"),
+        lambda: storage.fetch_buffer(f"{url}/buffers/b?{token}", 10, lambda offset, data: None, None),
+        lambda: storage.has_buffer(f"{url}/buffers/b?{token}", 10),
+    )
+    for fails in tries:
+        with pytest.raises(ServiceRequestError) as caught:
+            fails()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "sig=***" in shown
+        assert FILE_SIGNATURE not in shown

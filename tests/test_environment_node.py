@@ -121,7 +121,7 @@ def described(**values: Any) -> dict[str, Any]:
 def test_python_from_the_client_where_the_node_has_another(
     place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AZ_BATCH_NODE_SHARED_DIR", str(tmp_path))
+    monkeypatch.setenv("AZ_BATCH_NODE_ROOT_DIR", str(tmp_path / "batch" / "tasks"))
     with pytest.raises(
         PreparationError, match=r"this node has Python 3.* and the client has 3\.99; environment.offline"
     ):
@@ -148,12 +148,13 @@ def test_room_is_made_of_what_nobody_uses(tmp_path: Path, monkeypatch: pytest.Mo
 
     from joblib_azure.node import prepare
 
-    monkeypatch.setenv("AZ_BATCH_NODE_SHARED_DIR", str(tmp_path))
-    folders = tmp_path / "joblib_azure" / "environments"
+    monkeypatch.setenv("AZ_BATCH_NODE_ROOT_DIR", str(tmp_path / "batch" / "tasks"))
+    folders = tmp_path / "joblib_azure" / str(os.getuid()) / "environments"
     for name in ("old", "new"):
         (folders / name).mkdir(parents=True)
         (folders / name / archive.READY).write_text("{}")
     os.utime(folders / "old", (0, 0))
+    folders.parent.chmod(0o700)
     made = Environment(described(python="3.11"))
     made._make_room()
     assert (folders / "old").exists()

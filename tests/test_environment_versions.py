@@ -109,6 +109,7 @@ def test_the_pickles_tell_what_they_need() -> None:
     encoder.chunk(BatchedCalls(calls, (None, None)))
     needs = client_needs(encoder.modules)
     assert {"scikit-learn", "numpy"} <= set(needs["required"])
+    assert {"sklearn", "numpy"} <= {name.partition(".")[0] for name in needs["modules"]}  # what warm runners import
     assert "pytest" not in needs["packages"]
     assert needs["packages"]["scikit-learn"] == metadata.version("scikit-learn")
     assert needs["packages"]["joblib"] == metadata.version("joblib")

@@ -36,6 +36,7 @@ def loaded_by(statement: str, environment: dict[str, str] | None = None) -> set[
             {"JOBLIB_AZURE_NODE": "1"},
             {"azure", "joblib", "numpy", "cloudpickle", "pydantic"},
         ),
+        ("import joblib_azure.progress", {}, {"azure", "pydantic", "rich", "click", "IPython"}),
         ("import joblib_azure.emulator", {}, {"azure", "starlette", "uvicorn", "pydantic"}),
         # joblib itself is loaded: the package registers its backend with it.
         ("import joblib_azure.cli", {}, {"azure", "rich", "starlette", "uvicorn", "pydantic", "sklearn"}),
@@ -57,7 +58,7 @@ def test_a_task_needs_the_standard_library_alone() -> None:
 def test_the_node_side_needs_nothing_else_of_the_package() -> None:
     loaded = loaded_by("import joblib_azure.node.task, joblib_azure.node.runner", {"JOBLIB_AZURE_NODE": "1"})
     own = {name.split(".")[1] for name in loaded if name.startswith("joblib_azure.")}
-    assert own == {"codec", "errors", "node", "transfer"}
+    assert own == {"codec", "errors", "node", "retries", "transfer"}
 
 
 def test_the_contracts_hold() -> None:

@@ -63,7 +63,7 @@ def trusted(certificate: tuple[Path, Path], entra: Entra) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def emulator(certificate: tuple[Path, Path]) -> Iterator[BatchEmulator]:
-    with BatchEmulator(certfile=certificate[0], keyfile=certificate[1]) as running:
+    with BatchEmulator(certfile=certificate[0], keyfile=certificate[1], token_signer=certificate[0]) as running:
         yield running
 
 

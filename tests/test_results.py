@@ -178,10 +178,10 @@ def test_storage_that_is_away_for_a_while_loses_nothing(
     monkeypatch.setattr(results, "_PAUSE", 0.01)
     shelf.faults = 3
     assert list(shelf.put(window, "a", [value(1)], 0)) == [value(1)]
-    monkeypatch.setattr(results, "PATIENCE", 0.0)
+    impatient = Window(shelf.fetch, patience=0.0)
     shelf.faults = 1
     with pytest.raises(ServiceUnreachableError):
-        list(shelf.put(window, "b", [value(1)], 1))
+        list(shelf.put(impatient, "b", [value(1)], 1))
 
 
 def test_after_its_end_it_says_what_to_do(shelf: Shelf, window: Window) -> None:

@@ -24,7 +24,7 @@ from joblib_azure.environment.lock import LockedFile
 from joblib_azure.environment.overlay import Overlay
 from joblib_azure.local.host import LocalHost
 from joblib_azure.service import BatchService, BlobItem, BlobService, JobSpec
-from joblib_azure.storage import ARCHIVES, BUFFERS, FILES, Collected, Stored
+from joblib_azure.storage import ARCHIVES, BUFFERS, FILES, GIVEN, Collected, Stored
 
 LONG_AGO, WEEK = "20200102-030405", timedelta(days=7)
 NOTHING, HOUR = timedelta(0), timedelta(hours=1)
@@ -116,7 +116,7 @@ def test_nothing_is_there(blobs: BlobService, batch: BatchService) -> None:
 
 
 def test_what_is_found(blobs: BlobService, batch: BatchService) -> None:
-    for container in (BUFFERS, FILES, f"{ARCHIVES}lock", "somebody-elses", "joblib-of-somebody"):
+    for container in (BUFFERS, FILES, f"{ARCHIVES}lock", f"{GIVEN}name", "somebody-elses", "joblib-of-somebody"):
         blobs.create_container(container)
         blobs.put(container, "one", b"12")
         blobs.put(container, "two", b"345")
@@ -126,6 +126,7 @@ def test_what_is_found(blobs: BlobService, batch: BatchService) -> None:
         BUFFERS: "buffers",
         FILES: "files",
         f"{ARCHIVES}lock": "environment",
+        f"{GIVEN}name": "given",
         f"{job}-in": "session",
         f"{job}-out": "session",
     }
@@ -136,7 +137,8 @@ def test_what_is_found(blobs: BlobService, batch: BatchService) -> None:
 
 
 def test_the_cache_goes_by_age_and_what_is_touched_stays(blobs: BlobService, batch: BatchService) -> None:
-    for container in (BUFFERS, FILES, f"{ARCHIVES}used", f"{ARCHIVES}unused"):
+    whole = [f"{kind}{use}" for kind in (ARCHIVES, GIVEN) for use in ("used", "unused")]
+    for container in (BUFFERS, FILES, *whole):
         blobs.create_container(container)
         for name in ("used", "unused"):
             blobs.put(container, name, name.encode())
@@ -145,20 +147,31 @@ def test_the_cache_goes_by_age_and_what_is_touched_stays(blobs: BlobService, bat
     for container in (BUFFERS, FILES):
         assert blobs.touch(container, "used")
         blobs.put(container, "new", b"new")
-    blobs.mark_container(f"{ARCHIVES}used", {})
+    for kind in (ARCHIVES, GIVEN):
+        blobs.mark_container(f"{kind}used", {})
     age = timedelta(seconds=5)
     told = storage.collect(blobs, batch, age=age, dry_run=True)
-    assert len(names(blobs)) == 4
+    assert len(names(blobs)) == 6
     found = storage.collect(blobs, batch, age=age)
     assert [(each.name, each.blobs, each.bytes) for each in found.removed] == [
         (each.name, each.blobs, each.bytes) for each in told.removed
     ]
-    assert {each.name: each.blobs for each in found.removed} == {BUFFERS: 1, FILES: 1, f"{ARCHIVES}unused": 2}
-    assert {each.name: each.blobs for each in found.left} == {BUFFERS: 2, FILES: 2, f"{ARCHIVES}used": 2}
+    assert {each.name: each.blobs for each in found.removed} == {
+        BUFFERS: 1,
+        FILES: 1,
+        f"{ARCHIVES}unused": 2,
+        f"{GIVEN}unused": 2,
+    }
+    assert {each.name: each.blobs for each in found.left} == {
+        BUFFERS: 2,
+        FILES: 2,
+        f"{ARCHIVES}used": 2,
+        f"{GIVEN}used": 2,
+    }
     assert {each.state for each in found.left} == {"used within 5.79e-05 days"}
     assert {item.name for item in blobs.blobs(BUFFERS, "")} == {item.name for item in blobs.blobs(FILES, "")}
     assert {item.name for item in blobs.blobs(BUFFERS, "")} == {"used", "new"}
-    assert names(blobs) == {BUFFERS, FILES, f"{ARCHIVES}used"}
+    assert names(blobs) == {BUFFERS, FILES, f"{ARCHIVES}used", f"{GIVEN}used"}
     assert storage.collect(blobs, batch, age=WEEK).removed == ()
 
 
@@ -246,7 +259,7 @@ def test_what_a_running_job_may_still_fetch_stays(
     assert "sessions run" in states(found.left)[FILES]
     assert "sessions run" in states(found.left)[f"{ARCHIVES}lock"]
     # Its SAS live 7 days.
-    monkeypatch.setattr(storage, "_now", lambda: datetime.now(timezone.utc) + timedelta(days=8, minutes=1))
+    monkeypatch.setattr(storage.survey, "_now", lambda: datetime.now(timezone.utc) + timedelta(days=8, minutes=1))
     found = storage.collect(blobs, cluster.batch, age=NOTHING)
     assert {each.name for each in found.removed} == {FILES, f"{ARCHIVES}lock"}
     assert names(blobs) == {BUFFERS, FILES, *storage.session_containers(job)}
@@ -294,7 +307,7 @@ def test_what_is_kept_stays_until_its_date(
     assert states(storage.look(blobs, batch, grace=NOTHING))[f"{job}-in"] == f"kept until {until:%Y-%m-%d %H:%M} UTC"
     assert storage.sweep(blobs, batch, grace=NOTHING) == []
     assert storage.collect(blobs, batch, age=NOTHING, grace=NOTHING).removed == ()
-    monkeypatch.setattr(storage, "_now", lambda: datetime.now(timezone.utc) + timedelta(days=2.6))
+    monkeypatch.setattr(storage.survey, "_now", lambda: datetime.now(timezone.utc) + timedelta(days=2.6))
     assert set(storage.sweep(blobs, batch)) == set(storage.session_containers(job))
     assert names(blobs) == set(storage.session_containers(forever))
 
@@ -371,7 +384,7 @@ def test_a_session_touches_the_environment_that_it_uses(
     marked = modified(blobs, lock.digest)
     plan.ship(blobs, job, HOUR)
     assert modified(blobs, lock.digest) == marked  # today that is enough
-    monkeypatch.setattr(storage, "TOUCH_AFTER", NOTHING)
+    monkeypatch.setattr(storage.survey, "TOUCH_AFTER", NOTHING)
     plan.ship(blobs, job, HOUR)
     assert all(now > then for now, then in zip(modified(blobs, lock.digest), first, strict=True))
     (container,) = blobs.containers(f"{ARCHIVES}{lock.digest}")
@@ -381,3 +394,19 @@ def test_a_session_touches_the_environment_that_it_uses(
     late: Any = Late(blobs, lambda container: container == FILES and blobs.delete(FILES, item.name))
     plan.ship(late, job, HOUR)
     assert [item.name for item in blobs.blobs(FILES, "")] == [item.name]
+
+
+def test_files_that_calls_have_left_go_with_their_job(blobs: BlobService, batch: BatchService) -> None:
+    job = session(blobs, batch.endpoint)
+    blobs.create_container(
+        storage.files_container(job), metadata=storage.session_metadata(job, batch_account=batch.endpoint)
+    )
+    assert storage.kind_of(storage.files_container(job)) == "session"
+    assert storage.kind_of("my-files") is None
+    found = {each.name: (each.kind, each.job) for each in storage.look(blobs, batch)}
+    assert found[storage.files_container(job)] == ("session", job)
+    assert {each.name for each in storage.collect(blobs, batch, age=WEEK, grace=NOTHING).removed} == {
+        *storage.session_containers(job),
+        storage.files_container(job),
+    }
+    assert names(blobs) == set()

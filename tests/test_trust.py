@@ -33,7 +33,8 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import BatchedCalls
 
 from joblib_azure import LocalCluster
-from joblib_azure.call import Call, CallSettings, ChunkFuture, UnderWay
+from joblib_azure.bundler import CallSettings
+from joblib_azure.call import Call, ChunkFuture, UnderWay
 from joblib_azure.codec import (
     CallEncoder,
     Payload,
@@ -512,7 +513,7 @@ def test_a_buffer_with_wrong_bytes_is_stored_again(
 def node_caches(cluster: LocalCluster) -> Iterator[Path]:
     """Yield the buffers that the nodes hold."""
     for node in (cluster.host.folder / "nodes").iterdir():
-        for found in (node / "shared" / "joblib_azure" / "buffers").glob("??/*"):
+        for found in (node / "joblib_azure" / str(os.getuid()) / "buffers").glob("??/*"):
             if found.suffix != ".lock":
                 yield found
 
@@ -719,34 +720,36 @@ def test_a_token_crosses_no_network_in_the_clear(endpoint: str, protocols: set[s
 # what a call can see of its task --------------------------------------------------------------------------
 
 
-def ancestry() -> list[dict[str, str]]:
-    """Return what the processes above this one show of themselves, up to those of its task's Python's parents."""
+def processes_of_the_node() -> list[dict[str, str]]:
+    """Return what the processes of this node show of themselves: clients of tasks, supervisor, hosts and runners."""
     found = []
-    pid = os.getpid()
-    while pid > 1:
-        folder = Path(f"/proc/{pid}")
-        command = (folder / "cmdline").read_bytes().decode(errors="replace")
-        if "joblib_azure.emulator" in command.split("\0"):
-            break
-        environment = (folder / "environ").read_bytes().decode(errors="replace")
-        status = (folder / "status").read_text()
-        shown = {"pid": str(pid), "command": command, "environment": environment, "open": ""}
-        for number in (folder / "fd").iterdir():
-            with contextlib.suppress(OSError):
+    machine = os.environ["AZ_BATCH_NODE_ROOT_DIR"].removesuffix("/batch/tasks")
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if not folder.name.isdigit() or machine not in (folder / "cmdline").read_text(errors="replace"):
+                continue
+            shown = {
+                "pid": folder.name,
+                "command": (folder / "cmdline").read_text(errors="replace"),
+                "environment": (folder / "environ").read_text(errors="replace"),
+                "open": "",
+            }
+            for number in (folder / "fd").iterdir():
                 if number.resolve().is_file():
                     shown["open"] += number.read_bytes()[:100_000].decode(errors="replace")
-        found.append(shown)
-        pid = int(status.split("PPid:")[1].split()[0])
+            found.append(shown)
     found.append({"own": repr(dict(os.environ)), "arguments": repr(sys.argv)})
     return found
 
 
 def files_of_the_task() -> dict[str, bytes]:
-    """Return the files that a call finds in its task's folder."""
+    """Return the files that a call finds in its task's folder, and in what the node keeps for the running tasks."""
     found = {}
-    for path in Path(os.environ["AZ_BATCH_TASK_DIR"]).rglob("*"):
-        if path.is_file():
-            found[str(path)] = path.read_bytes()
+    kept = Path(os.environ["AZ_BATCH_NODE_ROOT_DIR"]).parents[1] / "joblib_azure"
+    for folder in (Path(os.environ["AZ_BATCH_TASK_DIR"]), *kept.glob("*/leases"), *kept.glob("*/code/*")):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                found[str(path)] = path.read_bytes()
     return found
 
 
@@ -763,7 +766,7 @@ def test_no_process_of_a_task_shows_the_jobs_secrets(shape: str, request: pytest
     cluster: LocalCluster = request.getfixturevalue(shape)
     credential = AzureNamedKeyCredential(cluster.account_name, cluster.account_key)
     with parallel_config("azure", cluster=cluster):
-        found = Parallel()(delayed(ancestry)() for _ in range(2))
+        found = Parallel()(delayed(processes_of_the_node)() for _ in range(2))
         job = session_for(cluster).job
     with BatchClient(endpoint=cluster.batch_endpoint, credential=credential) as batch:
         values = {s.name: s.value or "" for s in batch.get_job(job).common_environment_settings or []}
@@ -771,8 +774,9 @@ def test_no_process_of_a_task_shows_the_jobs_secrets(shape: str, request: pytest
     assert base64.b64decode(key) == session_for(cluster).key
     secrets = [key, signature(inputs), signature(outputs), signature(inputs).replace("+", "%2B")]
     for processes in found:
-        assert len(processes) >= 3  # the worker, the task's Python, and what this process says of itself
-        assert any("joblib_azure_node" in process.get("command", "") for process in processes)
+        commands = " ".join(process.get("command", "") for process in processes)
+        for name in ("from client import main", "supervise", "runner"):
+            assert name in commands
         for process in processes:
             for part, text in process.items():
                 for name in ("JOBLIB_AZURE_KEY=", "JOBLIB_AZURE_INPUTS=", "JOBLIB_AZURE_OUTPUTS="):

@@ -15,9 +15,10 @@ from .bundles import CallEncoder, EncodedChunk, Part, ReadBundle, read_bundle, w
 from .content import PIECE, content_name, name_of, spans
 from .outcomes import Landing, Layout, Payload, decode_outcome, encode_outcome, group_size
 from .pickling import PROTOCOL, Buffer, Digests, Packed, Unpickler, pack, unpack
-from .records import Record, new_key, seal, unseal, unseal_all
+from .records import KEY_BYTES, Record, new_key, seal, unseal, unseal_all
 
 __all__ = [
+    "KEY_BYTES",
     "PIECE",
     "PROTOCOL",
     "Buffer",

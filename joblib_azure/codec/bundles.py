@@ -305,7 +305,7 @@ def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:
         Where a record is forged, damaged, moved or missing.
     """
     records = list(unseal_all(key, place, data))
-    if not records or len(records) != records[0].head["records"] + 1:
+    if not records or len(records) - 1 != records[0].head.get("records"):
         raise IntegrityError(f"{place} is cut short: {len(records)} whole records were found in it")
     manifest, *rest = records
     return ReadBundle(

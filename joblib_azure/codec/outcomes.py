@@ -127,6 +127,6 @@ def _decode(data: bytes | memoryview, buffers: Sequence[Any]) -> Any:
         return unpack(data, buffers)
     except Exception as exc:
         raise CodecError(
-            f"a call's outcome arrived but cannot be unpickled here: {type(exc).__name__}: {exc}. Make the "
-            "module that defines its type importable on the client too"
+            f"a call's outcome arrived but cannot be unpickled here: {type(exc).__name__}: {exc}. Make the module that "
+            "defines its type importable on the client too, or return what needs none"
         ) from exc

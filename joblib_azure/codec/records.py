@@ -24,13 +24,15 @@ from ..errors import IntegrityError
 MAGIC = b"JAZ1"
 #: Bytes: what the widest vector instructions want of an array that is mapped where it lies.
 ALIGNMENT = 64
+#: Of a job's key.
+KEY_BYTES = 32
 _PREFIX = struct.Struct(">4sIQ")
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def new_key() -> bytes:
-    """Return a job's random authentication key, 32 bytes."""
-    return secrets.token_bytes(32)
+    """Return a job's random authentication key."""
+    return secrets.token_bytes(KEY_BYTES)
 
 
 @dataclass(frozen=True)

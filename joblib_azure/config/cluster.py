@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..retries import SERVICE_SECONDS
 from .base import Settings
 from .doazureparallel import R_PACKAGES, cluster_values
 from .formulas import check_formula, is_fixed
@@ -19,6 +20,7 @@ from .parts import (
     EnvironmentConfig,
     Image,
     Mount,
+    NodePriceConfig,
     PoolSize,
     PythonPackages,
     ResourceFile,
@@ -28,6 +30,8 @@ from .values import Blank, IdentityId, ImageId, Link, Matching, SubnetId, Text
 
 #: The service's bound on task slots a node: 4 for each core, 256 in all.
 SLOTS_PER_CORE, MAX_SLOTS = 4, 256
+#: More processes than that on one node cost more than they could win by waiting together.
+MAX_WORKERS = 256
 #: 30 days. Nothing here waits longer on purpose, and larger numbers overflow in timers.
 MAX_SECONDS = 30 * 86400
 #: Ten years, and a petabyte: more than anybody means, and far from where dates and integers end.
@@ -56,6 +60,9 @@ class ClusterConfig(Settings):
     max_tasks_per_node : int or "cores", default 1
         Task slots of a node, 1 to 4 for each core and at most 256. With 1 a call has the whole node for its
         nested loops; with ``"cores"`` each call has one core.
+    workers_per_node : int, optional
+        Workers that compute at once on a node, over all of its task slots, jobs and clients; by default its cores. More
+        than the cores pays for calls that wait on I/O; fewer for calls that need much memory.
     nodes : int, default 1
         Nodes of the pool at most, of both kinds together. Where ``pool_size`` gives no bounds they are dedicated
         nodes, 0 to ``nodes``; where it does, this follows from them.
@@ -108,8 +115,19 @@ class ClusterConfig(Settings):
     node_cache : float, optional
         Gigabytes that cached buffers may take on a node's disk; by default half of what is free or holds them
         already.
+    max_calls_per_worker : int, optional
+        Calls after which a node's warm worker process is replaced by a new one, at the end of a task: for code that
+        leaks memory. By default a worker is kept.
+    warm_runners : bool, default True
+        Keep processes with the calls' imports done on the nodes between tasks, so that a task costs milliseconds
+        there. They take memory while they are idle, for ten minutes at most.
     retries : int, default 2
         How often a bundle that the infrastructure lost is run again.
+    prices : NodePriceConfig
+        What a node costs, for estimates.
+    service_timeout : float, default 120
+        Seconds for which Batch or Storage may refuse a request for now, or be out of reach, before what needs it fails;
+        on the nodes too. A single request takes a quarter of it at most, and 60 seconds.
 
     Raises
     ------
@@ -123,7 +141,7 @@ class ClusterConfig(Settings):
         "nodes": ("pool_size.dedicated_nodes", "pool_size.spot_nodes"),
         "pool_size.dedicated_nodes": ("nodes",),
         "pool_size.spot_nodes": ("nodes",),
-        "vm_size": ("cores",),
+        "vm_size": ("cores", "prices.dedicated", "prices.spot"),
         "image": ("custom_image", "node_agent_sku"),
         "custom_image": ("image", "node_agent_sku"),
         "container_image": ("container_registry",),
@@ -142,6 +160,7 @@ class ClusterConfig(Settings):
     vm_size: str
     cores: Annotated[int, Field(ge=1)] = Field(default=_FROM_SIZE, validate_default=True)
     max_tasks_per_node: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = 1
+    workers_per_node: Annotated[int | None, Field(ge=1, le=MAX_WORKERS)] = None
     nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
     pool_size: Annotated[PoolSize, Field(validate_default=True)] = PoolSize()
     image: Image | None = None
@@ -166,7 +185,11 @@ class ClusterConfig(Settings):
     keep_blobs: Literal["on_error", "always", "never"] = "on_error"
     keep_days: Annotated[float, Field(gt=0, le=MAX_DAYS)] = 7.0
     node_cache: Annotated[float | None, Field(gt=0, le=MAX_GIGABYTES)] = None
+    max_calls_per_worker: Annotated[int | None, Field(ge=1)] = None
+    warm_runners: bool = True
     retries: Annotated[int, Field(ge=0, le=10)] = 2
+    prices: NodePriceConfig = NodePriceConfig()
+    service_timeout: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = SERVICE_SECONDS
 
     @classmethod
     def prepare(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -275,6 +298,16 @@ class ClusterConfig(Settings):
         return architecture_of(self.vm_size)
 
     @property
+    def node_workers(self) -> int:
+        """Workers that compute at once on a node."""
+        return self.workers_per_node or self.cores
+
+    @property
+    def warm(self) -> bool:
+        """Whether nodes keep runners between tasks: a container ends with its task, and what it left with it."""
+        return self.warm_runners and self.container_image is None
+
+    @property
     def workers(self) -> int:
-        """Cores of the whole pool at its upper bound: what ``n_jobs=-1`` means."""
-        return self.nodes * self.cores
+        """Workers of the whole pool at its upper bound: what ``n_jobs=-1`` means."""
+        return self.nodes * self.node_workers

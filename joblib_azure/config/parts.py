@@ -16,6 +16,8 @@ from .values import Blank, IdentityId, Link, Matching, Secret, Text
 MAX_NODES = 10_000
 #: The service's bounds on the interval of an autoscale formula's evaluations, in seconds.
 MIN_INTERVAL, MAX_INTERVAL = 300, 168 * 3600
+#: Of a node and hour, in any currency.
+MAX_PRICE = 100_000_000
 
 NodeCount = Annotated[int, Field(ge=0, le=MAX_NODES)]
 
@@ -209,6 +211,24 @@ class PythonPackages(Settings):
             if not re.sub(r"[?#].*$", "", value).endswith(".whl"):
                 raise ValueError("expected paths or URLs that end with .whl")
         return values
+
+
+class NodePriceConfig(Settings):
+    """What a node costs an hour, for estimates; by default Azure's public retail price.
+
+    Parameters
+    ----------
+    currency : str, default "USD"
+        Three letters, as ``EUR``: of the prices here, and of those that are looked up.
+    dedicated : float, optional
+        Of a dedicated node, in that currency; by default what Azure's price list has.
+    spot : float, optional
+        The same of a spot node.
+    """
+
+    currency: Annotated[str, Matching("[A-Z]{3}", "three capital letters as 'EUR'")] = "USD"
+    dedicated: Annotated[float | None, Field(ge=0, le=MAX_PRICE)] = None
+    spot: Annotated[float | None, Field(ge=0, le=MAX_PRICE)] = None
 
 
 class EnvironmentConfig(Settings):

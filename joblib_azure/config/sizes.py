@@ -47,6 +47,20 @@ def _by_lower_case() -> dict[str, int]:
 
 
 @cache
+def _spellings() -> dict[str, str]:
+    return {name.lower(): name for name in known_sizes()}
+
+
+def spelling_of(size: str) -> str:
+    """Return a size as Azure spells it, for those who mind capitals; one that is not documented as it is.
+
+    >>> spelling_of("standard_d4S_V5")
+    'Standard_D4s_v5'
+    """
+    return _spellings().get(size.lower(), size)
+
+
+@cache
 def _known_series() -> frozenset[tuple[str, str]]:
     return frozenset(series for name in known_sizes() if (series := _series_of(name)) is not None)
 

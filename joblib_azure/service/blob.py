@@ -17,7 +17,7 @@ from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_bl
 from ..codec import PIECE
 from ..errors import AuthenticationError, ConfigurationError
 from ..transfer import Transfers
-from .faults import translated, translates
+from .faults import error_code, translated, translates
 from .interfaces import BlobItem, ContainerItem
 
 #: Up to this size a blob goes in one request. `Transfers` sends larger ones in blocks of its own.
@@ -57,6 +57,10 @@ class AzureBlobs:
     def __repr__(self) -> str:
         return f"AzureBlobs({self.endpoint!r})"
 
+    @property
+    def moved(self) -> tuple[int, int]:
+        return self._transfers.sent, self._transfers.fetched
+
     def close(self) -> None:
         self._transfers.close()
         self._client.close()
@@ -90,6 +94,9 @@ class AzureBlobs:
             self._client.delete_container(container)
         except ResourceNotFoundError:
             pass
+        except ResourceExistsError as exc:
+            if error_code(exc) != "ContainerBeingDeleted":  # by an earlier try, whose answer was lost
+                raise
 
     # blobs ----------------------------------------------------------------------------------------------
 
@@ -150,6 +157,7 @@ class AzureBlobs:
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
         blob = self._client.get_blob_client(container, name)
         data: bytes = blob.download_blob(offset=offset, length=length, max_concurrency=_STREAMS).readall()
+        self._transfers.count(fetched=len(data))
         return data
 
     @translates("fetching a blob")

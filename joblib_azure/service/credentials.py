@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,28 +26,21 @@ from azure.core.pipeline import PipelineRequest
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 
 from ..errors import ConfigurationError
+from ..retries import SERVICE_SECONDS, request_timeout
+from ..retries.policy import Patience
 
 if TYPE_CHECKING:
     from .batch import AzureBatch
     from .blob import AzureBlobs
 
-#: Options for every client of all SDKs. azure-core's policy is the only one that retries; its own default
-#: (10 times, up to 120 s apart) would let a wrong endpoint look like a hang for minutes.
+#: Options for every client of all SDKs.
 _OPTIONS: dict[str, Any] = {
-    "retry_total": 4,
-    "retry_backoff_factor": 0.4,
-    "retry_backoff_max": 20,
     "connection_timeout": 10,
-    "read_timeout": 60,
     # No bodies and no headers in the log, whatever the environment says (AZURE_SDK_LOGGING_…).
     "logging_enable": False,
 }
 PUBLIC_AUTHORITY = "login.microsoftonline.com"
 BATCH_SCOPE = "https://batch.core.windows.net//.default"
-#: azure-storage-blob has a retry policy of its own, which begins with 15 s.
-_BLOB_RETRIES: dict[str, Any] = {"initial_backoff": 0.5, "increment_base": 2, "random_jitter_range": 0}
-#: On loopback there is no network that could recover: 4 s in all instead of 16, until a dead local cluster is told.
-_LOOPBACK_BLOB_RETRIES: dict[str, Any] = {"initial_backoff": 0.2, "increment_base": 1, "random_jitter_range": 0}
 #: Where requests looks for further certificate authorities; on loopback, where it may not look, we do.
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -60,8 +54,18 @@ def on_loopback(endpoint: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def client_options(endpoint: str) -> dict[str, Any]:
-    """Return the options of a client of `endpoint`.
+def client_options(
+    endpoint: str, seconds: float = SERVICE_SECONDS, wanted: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """Return the options of one client of `endpoint`.
+
+    Parameters
+    ----------
+    endpoint : str
+    seconds : float
+        For which a request is tried again where the service refuses it for now, or is out of reach.
+    wanted : callable
+        Whether somebody still waits for its answers.
 
     Raises
     ------
@@ -74,11 +78,16 @@ def client_options(endpoint: str) -> dict[str, Any]:
                 f"{endpoint} is not https: a key or a token would cross the network in the clear. Only an emulator on "
                 "this machine (127.0.0.1, localhost) may be asked over plain http"
             )
-        return dict(_OPTIONS)
+        return _options(seconds, wanted)
     # A proxy of the environment must not be asked for loopback: it would look for the server on its own machine.
-    options = {**_OPTIONS, "use_env_settings": False}
+    options = {**_options(seconds, wanted), "use_env_settings": False}
     bundle = next((os.environ[name] for name in _CA_VARIABLES if os.environ.get(name)), None)
     return options if bundle is None else {**options, "connection_verify": bundle}
+
+
+def _options(seconds: float, wanted: Callable[[], bool]) -> dict[str, Any]:
+    # azure-storage-blob's own policy would not keep to Retry-After, nor to a time.
+    return {**_OPTIONS, "read_timeout": request_timeout(seconds), "retry_policy": Patience(seconds, wanted)}
 
 
 def token_credential(
@@ -138,8 +147,12 @@ def connect_batch(
     key: str = "",
     credential: TokenCredential | None = None,
     scope: str = BATCH_SCOPE,
+    seconds: float = SERVICE_SECONDS,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> AzureBatch:
     """Return the Batch service of an account, with its key or with a token credential.
+
+    `seconds` and `wanted` as `client_options` has them.
 
     Raises
     ------
@@ -151,7 +164,7 @@ def connect_batch(
     from .batch import AzureBatch
 
     endpoint = endpoint.rstrip("/")
-    options = client_options(endpoint)
+    options = client_options(endpoint, seconds, wanted)
     if credential is None:
         _check_key(key, "the Batch account's key")
         named: Any = AzureNamedKeyCredential(account, key)
@@ -170,8 +183,12 @@ def connect_blobs(
     key: str = "",
     connection_string: str = "",
     credential: TokenCredential | None = None,
+    seconds: float = SERVICE_SECONDS,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> AzureBlobs:
     """Return the blobs of a storage account: by its connection string, its key, or with a token credential.
+
+    `seconds` and `wanted` as `client_options` has them.
 
     Raises
     ------
@@ -193,14 +210,13 @@ def connect_blobs(
                 "an endpoint, as `az storage account show-connection-string` prints it"
             ) from exc
     endpoint = endpoint.rstrip("/")
-    options = client_options(endpoint)
+    options = client_options(endpoint, seconds, wanted)
     options["transport"] = transport(**options)
-    fixed = {**LARGE_PUT, **(_LOOPBACK_BLOB_RETRIES if on_loopback(endpoint) else _BLOB_RETRIES)}
     if credential is not None:
-        return AzureBlobs(BlobServiceClient(endpoint, credential, **fixed, **options), key="")
+        return AzureBlobs(BlobServiceClient(endpoint, credential, **LARGE_PUT, **options), key="")
     _check_key(key, "the storage account's key")
     named = AzureNamedKeyCredential(account, key)
-    return AzureBlobs(BlobServiceClient(endpoint, named, **fixed, **options), key=key)
+    return AzureBlobs(BlobServiceClient(endpoint, named, **LARGE_PUT, **options), key=key)
 
 
 def _check_key(key: str, what: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,12 +25,12 @@ from ..errors import (
     ResourceNotFoundError,
     ServiceError,
     ServiceUnreachableError,
+    masked,
 )
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SIGNATURE = re.compile(r"(?<=[?&]sig=)[^&\s'\"]+", re.IGNORECASE)
 #: A pool may have its autoscale enabled once in 30 s; documented as a conflict in one place, as 503 in another.
 _TOO_EARLY = frozenset({"TooManyEnableAutoScaleRequests", "AutoScaleTooManyRequestsToEnable"})
 
@@ -50,13 +49,32 @@ def translated(doing: str, endpoint: str) -> Iterator[None]:
             f"{doing}: {endpoint} broke off its answer ({_first_line(exc)}). Try again"
         ) from exc
     except HttpResponseError as exc:
-        raise _from_response(doing, endpoint, exc) from exc
+        translation = _from_response(doing, endpoint, exc)
+        # An answer that was to be streamed and is an error is not read, and would keep its connection.
+        close = getattr(exc.response, "close", None)
+        if close is not None:
+            with contextlib.suppress(Exception):
+                close()
+        _mask(exc)
+        try:
+            raise translation from exc
+        finally:
+            # This frame is in its traceback: together they would keep the answer, and its connection, from being freed.
+            del translation
     except AzureError as exc:
         raise ServiceError(f"{doing}: {_first_line(exc)}", endpoint=endpoint) from exc
     except ValueError as exc:
         if "transport has already been closed" not in str(exc):
             raise
         raise ServiceUnreachableError(f"{doing}: the connection to {endpoint} was closed meanwhile") from exc
+
+
+def _mask(exc: HttpResponseError) -> None:
+    """Take the signatures of SAS out of what a traceback shows of it: its message, and the answer behind it."""
+    if masked(str(exc)) != str(exc):
+        exc.response = None
+        exc.message = masked(exc.message)
+        exc.args = (exc.message,)
 
 
 def translates(doing: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -104,7 +122,7 @@ def _from_response(doing: str, endpoint: str, exc: HttpResponseError) -> Service
     code, status = error_code(exc), exc.status_code
     message = _message(exc) or getattr(getattr(getattr(exc, "model", None), "message", None), "value", None)
     # An error may hold the value that was refused, a URL with its SAS for one.
-    said = _SIGNATURE.sub("***", str(message or exc.message or "").split("\n", 1)[0].strip())
+    said = masked(str(message or exc.message or "").split("\n", 1)[0].strip())
     context = {"code": code, "status": status, "endpoint": endpoint}
     if isinstance(exc, ClientAuthenticationError) or status in (401, 403):
         return AuthenticationError(

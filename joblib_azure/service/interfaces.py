@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from .poolspec import (
     AutoscaleRun,
+    FileSpec,
     JobState,
     NodeCounts,
     NodeFile,
@@ -18,6 +19,27 @@ from .poolspec import (
     SupportedImage,
     TaskContainer,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """Output files of a task, stored by the service once its process has exited.
+
+    Parameters
+    ----------
+    pattern : str
+        Relative to the task's folder.
+    url : str, not shown in the repr
+        Of a container with a SAS to write.
+    path : str
+        Name of the blob, or, where the pattern has wildcards, of the folder above them.
+    on : {"tasksuccess", "taskfailure", "taskcompletion"}
+    """
+
+    pattern: str
+    url: str = field(repr=False)
+    path: str
+    on: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +55,15 @@ class JobSpec:
         Command line of the job preparation task.
     files : mapping of str to str, not shown in the repr
         Resource files of the preparation task: path in its working directory to URL.
+    given : sequence of FileSpec
+        Further ones.
     lifetime : timedelta
         The service ends the job after that.
     container : TaskContainer, optional
         Of the preparation task, in a pool of containers.
+    priority : int, default 0
+        −1000 to 1000; jobs of a higher one come first on their pool.
+    metadata : mapping of str to str
     """
 
     id: str
@@ -46,11 +73,76 @@ class JobSpec:
     files: Mapping[str, str] = field(repr=False)
     lifetime: timedelta
     container: TaskContainer | None = None
+    priority: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    given: Sequence[FileSpec] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDetails:
+    """A job as the service has it.
+
+    Parameters
+    ----------
+    id, pool, state : str
+        The state is ``active``, ``disabling``, ``disabled``, ``enabling``, ``terminating``, ``completed`` or
+        ``deleting``.
+    created : datetime
+    ended : datetime, optional
+    reason : str
+        Why it ended, as whoever ended it says; ``AllTasksComplete``, ``MaxWallClockTimeExpiry`` or ``UserTerminate``
+        where the service does.
+    metadata : mapping of str to str
+    environment : mapping of str to str, not shown in the repr
+        Common to all tasks; empty in listings.
+    failure : str
+        Why the service could not schedule it.
+    lifetime : timedelta, optional
+        From its creation on, after which the service ends it; None for a year and more.
+    """
+
+    id: str
+    pool: str
+    state: str
+    created: datetime
+    ended: datetime | None = None
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    failure: str = ""
+    lifetime: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCounts:
+    """A job's tasks by their states; `succeeded` and `failed` are those that completed. It may lag."""
+
+    active: int
+    running: int
+    succeeded: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """A task as the service has it."""
+
+    id: str
+    state: str  #: ``active``, ``preparing``, ``running`` or ``completed``
+    created: datetime
+    node: str | None = None
+    started: datetime | None = None  #: of its last run
+    ended: datetime | None = None
+    exit_code: int | None = None
+    failure: str | None = None  #: code and message where it failed
+    retries: int = 0
+    requeues: int = 0
+    display_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """A task to add."""
+    """A task to add; `retries` and `timeout` are kept by the service, which also stores its `uploads`."""
 
     id: str
     command: str
@@ -58,6 +150,9 @@ class TaskSpec:
     required_slots: int = 1
     display_name: str = ""
     container: TaskContainer | None = None
+    retries: int = 0
+    timeout: timedelta | None = None
+    uploads: Sequence[Upload] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,20 +263,44 @@ class BatchService(PoolService, Protocol):
     def create_job(self, spec: JobSpec) -> None:
         """Create a job."""
 
+    def job(self, job: str) -> JobDetails:
+        """Return a job with its environment. :raises ResourceNotFoundError: there is none of that id."""
+
+    def job_list(self, prefix: str) -> list[JobDetails]:
+        """Return the account's jobs whose ids begin with `prefix`, whatever their state, without their environment."""
+
+    def end_with_tasks(self, job: str) -> None:
+        """No further tasks will come: let the service end the job once those that are there have completed."""
+
     def extend_job(self, job: str, lifetime: timedelta) -> None:
         """Let the job live `lifetime` from its creation on."""
 
     def running_jobs(self, prefix: str) -> set[str]:
         """Return the ids of the account's jobs that begin with `prefix` and have not completed."""
 
-    def end_job(self, job: str, *, delete: bool) -> None:
-        """Terminate or delete a job, without waiting for its end; one that is not there is no error."""
+    def end_job(self, job: str, *, delete: bool, reason: str = "EndedByClient") -> None:
+        """Terminate a job, or delete it, without waiting for its end; one that is not there is no error."""
 
     def add_tasks(self, job: str, tasks: Sequence[TaskSpec]) -> None:
         """Add tasks in collections of up to 100. A task whose id is there already counts as added."""
 
     def ended_tasks(self, job: str, since: datetime | None) -> list[TaskEnd]:
         """Return the tasks that completed at `since` or later: one request however many run."""
+
+    def task_counts(self, job: str) -> TaskCounts:
+        """Return how many tasks are in each state: one request however many there are; it may lag."""
+
+    def tasks(self, job: str) -> Iterator[TaskState]:
+        """Yield a job's tasks, a thousand a request."""
+
+    def task(self, job: str, task: str) -> TaskState:
+        """:raises ResourceNotFoundError: there is none of that id."""
+
+    def task_files(self, job: str, task: str) -> list[NodeFile]:
+        """Return the files of a task. :raises ResourceNotFoundError: it did not start, or its node is gone."""
+
+    def task_file(self, job: str, task: str, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return bytes of a task's file. :raises ResourceNotFoundError: there is no such task or file."""
 
     def terminate_task(self, job: str, task: str) -> None:
         """End a task and its processes; one that has ended already is no error."""
@@ -198,6 +317,10 @@ class BatchService(PoolService, Protocol):
 
 class BlobService(Protocol):
     """A storage account's blobs; the same errors as `BatchService`."""
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes that were stored, and that were read, through this object so far."""
 
     def create_container(self, container: str, *, metadata: Mapping[str, str] | None = None) -> bool:
         """Create a container; False where it is there already, whose metadata stay."""

@@ -17,6 +17,7 @@ from .poolspec import (
     ImageSpec,
     MountSpec,
     NodeCounts,
+    NodeFile,
     NodeState,
     PoolSpec,
     PoolState,
@@ -68,7 +69,7 @@ def start_task(spec: StartTaskSpec) -> models.BatchStartTask:
     """Return a start task; it runs as administrator and holds the node back until it has succeeded."""
     return models.BatchStartTask(
         command_line=spec.command,
-        resource_files=[_file(file) for file in spec.files] or None,
+        resource_files=[resource_file(file) for file in spec.files] or None,
         environment_settings=settings(spec.environment) or None,
         user_identity=ADMIN,
         max_task_retry_count=spec.retries,
@@ -119,7 +120,8 @@ def _identity(resource_id: str) -> models.BatchNodeIdentityReference | None:
     return models.BatchNodeIdentityReference(resource_id=resource_id) if resource_id else None
 
 
-def _file(spec: FileSpec) -> models.ResourceFile:
+def resource_file(spec: FileSpec) -> models.ResourceFile:
+    """Return a resource file of a task."""
     return models.ResourceFile(
         http_url=spec.http_url or None,
         storage_container_url=spec.storage_container_url or None,
@@ -300,6 +302,7 @@ def node_state(node: models.BatchNode) -> NodeState:
         errors=tuple(errors),
         dedicated=node.is_dedicated is not False,
         since=node.state_transition_time,
+        allocated=node.allocation_time,
         start_task_exit=exit_code,
         running_tasks=node.running_tasks_count or 0,
         scheduling=text(node.scheduling_state) != "disabled",
@@ -348,3 +351,26 @@ def _error(error: Any) -> str:
 def text(value: Any) -> str:
     """Return a wire value of an enumeration."""
     return str(getattr(value, "value", value) or "")
+
+
+def file_items(files: Iterable[models.BatchNodeFile]) -> list[NodeFile]:
+    """Return the files of a node, or of a task, in a listing."""
+    found = []
+    for each in files:
+        properties = each.properties
+        found.append(
+            NodeFile(
+                name=each.name or "",
+                directory=bool(each.is_directory),
+                size=int(properties.content_length) if properties is not None else 0,
+                modified=properties.last_modified if properties is not None else None,
+            )
+        )
+    return found
+
+
+def span(offset: int, length: int | None) -> str | None:
+    """Return the range of bytes to ask for; None for all of them."""
+    if length is None:
+        return f"bytes={offset}-" if offset else None
+    return f"bytes={offset}-{offset + length - 1}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -36,12 +37,15 @@ _NODE_FIELDS = [
     "stateTransitionTime",
     "schedulingState",
     "isDedicated",
+    "allocationTime",
     "errors",
     "startTaskInfo",
     "runningTasksCount",
 ]
 #: The service's bound on one removal.
 _MOST_REMOVED = 100
+#: Seconds that an error waits for the end of a log.
+_TAIL_SECONDS = 10.0
 
 
 class PoolOperations:
@@ -166,22 +170,11 @@ class PoolOperations:
 
     @translates("listing a node's files")
     def node_files(self, pool: str, node: str, *, recursive: bool = False) -> list[NodeFile]:
-        found = []
-        for each in self._client.list_node_files(pool, node, recursive=recursive):
-            properties = each.properties
-            found.append(
-                NodeFile(
-                    name=each.name or "",
-                    directory=bool(each.is_directory),
-                    size=int(properties.content_length) if properties is not None else 0,
-                    modified=properties.last_modified if properties is not None else None,
-                )
-            )
-        return found
+        return poolmodels.file_items(self._client.list_node_files(pool, node, recursive=recursive))
 
     @translates("reading a node's file")
     def node_file(self, pool: str, node: str, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        span = None if not offset and length is None else _range(offset, length)
+        span = poolmodels.span(offset, length)
         return b"".join(self._client.download_node_file(pool, node, path, ocp_range=span))
 
     def node_file_tail(self, pool: str, node: str, path: str, size: int = 4096) -> str:
@@ -192,11 +185,14 @@ class PoolOperations:
         return self._tail(read)
 
     def _tail(self, read: Callable[[], bytes]) -> str:
-        # A log is wanted while another error is told; that it cannot be had must not hide that error.
-        with contextlib.suppress(ServiceError), translated("reading a file", self.endpoint):
-            return read().decode(errors="replace")
-        return ""
+        # A log is wanted while another error is told; that it cannot be had must not hide that error, nor hold it up.
+        found: list[str] = []
 
+        def fetch() -> None:
+            with contextlib.suppress(ServiceError), translated("reading a file", self.endpoint):
+                found.append(read().decode(errors="replace"))
 
-def _range(offset: int, length: int | None) -> str:
-    return f"bytes={offset}-" if length is None else f"bytes={offset}-{offset + length - 1}"
+        thread = threading.Thread(target=fetch, name="joblib_azure-tail", daemon=True)
+        thread.start()
+        thread.join(_TAIL_SECONDS)
+        return found[0] if found else ""

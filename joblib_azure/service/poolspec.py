@@ -201,6 +201,7 @@ class NodeState:
     errors: tuple[str, ...] = ()
     dedicated: bool = True
     since: datetime | None = None  #: of its state
+    allocated: datetime | None = None  #: when it came to the pool
     start_task_exit: int | None = None
     running_tasks: int = 0
     scheduling: bool = True  #: takes new tasks

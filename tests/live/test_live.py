@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
 from live_account import is_live, lacking
 
+from joblib_azure import OutputFile, submit
 from joblib_azure.cluster import Cluster
 from joblib_azure.cluster.spec import differences, pool_spec
 from joblib_azure.config import ClusterConfig
@@ -27,6 +29,15 @@ pytestmark = pytest.mark.timeout(2400)
 
 def _work(number: int) -> int:
     return sum(divisor for divisor in range(1, number) if number % divisor == 0)
+
+
+def _copy(number: int) -> int:
+    content = Path("given/deep/one.txt").read_text()
+    Path("left/here").mkdir(parents=True)
+    for name in (f"{number}.txt", "here/a.csv", "here/deep.log"):
+        (Path("left") / name).write_text(content)
+    print(content)
+    return len(content)
 
 
 def test_a_new_pool_costs_nothing(cluster: Cluster) -> None:
@@ -101,6 +112,28 @@ def test_a_sas_reads_what_it_names(cluster: Cluster, config: ClusterConfig) -> N
         assert [blob.name for blob in cluster.blobs.blobs(container, "")] == ["one"]
     finally:
         cluster.blobs.delete_container(container)
+
+
+def test_files_in_and_out(cluster: Cluster, tmp_path: Path) -> None:
+    """What is not documented too: how the service names what it stores, and what a pattern makes of linked files."""
+    (tmp_path / "given" / "deep").mkdir(parents=True)
+    (tmp_path / "given" / "deep" / "one.txt").write_text("content")
+    wanted = ["left/*.txt", "left/here/[a-z]*.csv", OutputFile("**/*.log", on="success"), "../stdout.txt"]
+    job = submit(
+        [delayed(_copy)(number) for number in range(2)],
+        cluster=cluster,
+        calls_per_task=1,
+        resource_files=tmp_path / "given",
+        output_files=wanted,
+    )
+    try:
+        assert list(job.results(timeout=1200)) == [7, 7]
+        job.download(tmp_path / "had", timeout=600)
+        assert [each.failure for each in job.tasks()] == [None, None]
+        had = {path.relative_to(tmp_path / "had").as_posix().partition("/")[2] for path in tmp_path.glob("had/**/*.*")}
+        assert had == {"stdout.txt", "left/0.txt", "left/1.txt", "left/here/a.csv", "left/here/deep.log"}
+    finally:
+        job.delete(wait=True)
 
 
 def test_other_bounds(cluster: Cluster, config: ClusterConfig) -> None:
