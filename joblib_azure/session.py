@@ -37,6 +37,7 @@ from .capacity import Cost
 from .cluster import Cluster
 from .cluster.stranded import explained, job_over
 from .counters import Counters
+from .ending import ending
 from .errors import JoblibAzureError, ServiceError, SessionClosedError
 from .history import History
 from .monitor import Monitor
@@ -331,11 +332,10 @@ class Session:
             if self.closed:
                 return
             logger.debug("session %s fails", self.job, exc_info=True)
-            if threading.main_thread().is_alive():
-                self.fail(explained(exc, self.cluster, self.job))
-            else:
-                # The pools of threads end before any hook of ours can close the session: that is no failure.
+            if ending():
                 self.close("the interpreter is ending")
+            else:
+                self.fail(explained(exc, self.cluster, self.job))
 
     def check_job(self) -> None:
         """Ask whether the job is still there.

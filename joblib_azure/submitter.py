@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .call import Call, UnderWay
 from .capacity import Bundle
+from .ending import ending
 from .errors import ContentChangedError, JoblibAzureError
 from .service import TaskSpec
 from .takeover import put_journal
@@ -152,7 +153,7 @@ class Submitter:
 
     def _is_wanted(self, call: Call) -> bool:
         # The interpreter's exit waits for the threads of pools before any hook can close the session.
-        return not (call.closed or self._session.closed) and threading.main_thread().is_alive()
+        return not (call.closed or self._session.closed) and not ending()
 
     # add ------------------------------------------------------------------------------------------------
 

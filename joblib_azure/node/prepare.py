@@ -147,7 +147,7 @@ def _clean(codes: Path) -> None:
 def _compile_code(folder: Path) -> None:
     # What every task starts with. The rest of the package is there for modules of the user's that import it.
     package = folder / "joblib_azure"
-    for module in ("__init__", "errors", "transfer"):
+    for module in ("__init__", "ending", "errors", "transfer"):
         compileall.compile_file(str(package / f"{module}.py"), quiet=2)
     for part in ("codec", "node", "retries"):
         compileall.compile_dir(str(package / part), quiet=2)

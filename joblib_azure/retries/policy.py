@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from azure.core.exceptions import ServiceResponseTimeoutError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import RetryPolicy
+
+from ..ending import ending
 
 #: Seconds for which a service that never answered yet is tried: a wrong endpoint is told soon, an outage is waited out.
 FIRST_CONTACT = 10.0
@@ -85,7 +86,7 @@ class Patience(RetryPolicy):  # type: ignore[type-arg]
 
     def _end(self, settings: dict[str, Any]) -> float:
         seconds = self._seconds if self._answered else min(self._seconds, FIRST_CONTACT)
-        if not threading.main_thread().is_alive():
+        if ending():
             seconds = min(seconds, _AT_EXIT)
         return float(settings["begun"] + seconds)
 
