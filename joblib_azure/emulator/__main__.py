@@ -28,6 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--account", default="emulated", help="name of the Batch account")
     parser.add_argument("--root", type=Path, help="folder of the nodes (a temporary one, removed at the end)")
     parser.add_argument("--access-log", type=Path, help="file that takes one line a request")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        help="file that keeps what the account holds, for the next start; with a --root of its own, which keeps the "
+        "nodes' disks",
+    )
     parser.add_argument("--remove-root", action="store_true", help="remove the root at the end")
     parser.add_argument("--starter", type=int, help="stop when this parent process is gone")
     parser.add_argument("--tls", action="store_true", help="serve https, with a certificate made for it")
@@ -35,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keyfile", type=Path, help="the certificate's key, if it is in a file of its own")
     add_arguments(parser)
     given = parser.parse_args(arguments)
+    if given.state is not None and (given.root is None or given.remove_root):
+        parser.error("--state is of use with a --root that stays: nodes keep their disks there")
     from .server import Settings, serve  # after parsing: --help needs no server
+    from .stored import StateError
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -50,13 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
         run_id=os.environ.get(RUN_ID_VARIABLE) or uuid.uuid4().hex,
         options=from_arguments(given),
         access_log=given.access_log,
+        state=None if given.state is None else given.state.resolve(),
         remove_root=given.remove_root or given.root is None,
         starter=given.starter,
         tls=given.tls,
         certfile=given.certfile,
         keyfile=given.keyfile,
     )
-    asyncio.run(serve(settings, sys.stdout))
+    try:
+        asyncio.run(serve(settings, sys.stdout))
+    except StateError as exc:
+        sys.stderr.write(f"The state cannot be used: {exc}. Move the file away to begin with an empty account.\n")
+        return 1
     return 0
 
 

@@ -70,6 +70,11 @@ class Allocation:
         elif pool.retargeted is not None:
             pool.retargeted.set()
 
+    def resume(self, pool: Pool, *, steady: bool) -> None:
+        """Have a pool that was restored go on to its targets, unless it had come as far as it could."""
+        if not steady:
+            self._begin(pool)
+
     def remove(self, pool: Pool, leaving: list[Node], option: str) -> None:
         """Take these nodes out, and the targets down with them."""
         pool.target_dedicated -= sum(node.dedicated for node in leaving)

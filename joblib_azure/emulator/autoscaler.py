@@ -95,6 +95,11 @@ class Autoscaler:
         pool.autoscale = AutoscaleState(formula=formula, interval=interval)
         self._run(pool, pool.autoscale)
 
+    def resume(self, pool: Pool, formula: autoscale.Formula, interval: timedelta, last: dict[str, Any] | None) -> None:
+        """Have a pool that was restored go on with its formula, from the next interval on: there are no samples yet."""
+        state = pool.autoscale = AutoscaleState(formula=formula, interval=interval, run=last)
+        state.schedule = self._loop.call_later(self._seconds(interval), self._run, pool, state)
+
     def enable(self, pool: Pool, formula: autoscale.Formula | None, interval: timedelta | None) -> None:
         """Do what a request to enable autoscale, or to change what is enabled, asks for.
 

@@ -62,6 +62,20 @@ class Jobs:
         if len(active) >= quota:
             raise errors.job_quota(quota)
 
+    def resume(self, job: Job) -> None:
+        """Have a job that was restored go on."""
+        if job.state == "deleting":
+            self.delete(job)
+        elif job.state == "terminating":
+            self.terminate(job, job.ending_for)
+        elif job.state == "disabling":  # what it waited for runs no more
+            job.move("disabled")
+        if job.state not in OVER:
+            for task in job.tasks.values():
+                if task.state == "active":
+                    self._queue(task)
+            self.updated(job)
+
     def updated(self, job: Job) -> None:
         """Act on a job's (new) constraints and actions."""
         if job.deadline is not None:
@@ -88,6 +102,7 @@ class Jobs:
         """Kill what runs, run the release tasks, complete. Active tasks stay active, as the service leaves them."""
         job.move("terminating")
         job.touch()
+        job.ending_for = reason
         if job.deadline is not None:
             job.deadline.cancel()
         job.ending = self._engine.spawn(self._terminate(job, reason))

@@ -192,6 +192,15 @@ class NodeLives:
         node.move("reimaging" if reimage else "rebooting")
         self._engine.spawn(self._reboot(node, option, reimage))
 
+    def resume(self, node: Node) -> None:
+        """Boot a node of an account that was restored: whatever it was doing, nothing of it runs any more."""
+        if node.state in ("deallocating", "deallocated"):
+            node.move("deallocated")
+            return
+        disk_goes = node.state in ("reimaging", "preempted")
+        node.move("rebooting")
+        self._engine.spawn(self._reboot(node, REQUEUE, disk_goes))
+
     @staticmethod
     def _check_restartable(node: Node) -> None:
         if node.state not in ("idle", "running", "starttaskfailed"):

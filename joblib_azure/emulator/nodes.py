@@ -14,7 +14,7 @@ import itertools
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class CpuAllotment:
         taken = frozenset(self._cpus[(self._at + i) % len(self._cpus)] for i in range(count))
         self._at = (self._at + count) % len(self._cpus)
         return taken
+
+
+def continue_after(folders: Iterable[str]) -> None:
+    """Have new nodes numbered after these, by their folders' names."""
+    global _addresses
+    numbers = (int(name.rpartition("-")[2]) for name in folders)
+    _addresses = itertools.count(max(max(numbers, default=0) + 1, next(_addresses)))
 
 
 def new_node(pool: Pool, root: Path, cpus: frozenset[int], *, dedicated: bool) -> Node:

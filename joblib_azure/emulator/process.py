@@ -55,6 +55,9 @@ class BatchEmulator:
         Folder that holds the nodes. By default a temporary one, removed at the end.
     access_log : path, optional
         File that takes one line for each request: verb, path, status, milliseconds.
+    state : path, optional
+        File that keeps what the account holds: an emulator that is started with it, and with the same `root`, goes on
+        where the last one was, as after a reboot of all nodes. By default all of it ends with the emulator.
     tls : bool, default=False
         Serve https, with a certificate of its own; `certificate` is what a client trusts.
     certfile, keyfile : path, optional
@@ -99,6 +102,7 @@ class BatchEmulator:
         account_key: str | None = None,
         root: str | os.PathLike[str] | None = None,
         access_log: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
         tls: bool = False,
         certfile: str | os.PathLike[str] | None = None,
         keyfile: str | os.PathLike[str] | None = None,
@@ -121,7 +125,7 @@ class BatchEmulator:
             command += ["--access-log", str(Path(access_log).resolve())]
         if tls:
             command.append("--tls")
-        for flag, file in (("--certfile", certfile), ("--keyfile", keyfile)):
+        for flag, file in (("--certfile", certfile), ("--keyfile", keyfile), ("--state", state)):
             if file is not None:
                 command += [flag, str(Path(file).resolve())]
         command += options.arguments()

@@ -130,11 +130,7 @@ class Runner:
             raise _NodeBarred
 
     def _requeue(self, task: Task, *, counted: bool) -> None:
-        progress = task.progress
-        progress.start = progress.end = progress.exit_code = progress.failure = progress.result = None
-        if counted:
-            progress.requeue_count += 1
-            progress.last_requeue = times.now()
+        task.progress.interrupt(counted=counted)
         task.node = task.directory = None
         task.move("active")
         self._engine.scheduler.enqueue(task)

@@ -62,6 +62,15 @@ class Schedules:
         if planned:
             self._plan(schedule)
 
+    def resume(self, schedule: Schedule) -> None:
+        """Have a schedule that was restored go on."""
+        if schedule.state == "deleting":
+            self.delete(schedule)
+        elif schedule.state == "terminating":
+            self.terminate(schedule)
+        else:
+            self._look(schedule)
+
     def disable(self, schedule: Schedule) -> None:
         schedule.move("disabled")
         schedule.touch()

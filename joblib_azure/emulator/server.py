@@ -24,6 +24,7 @@ from .app import AccessLog, BatchApp
 from .auth import Authentication
 from .engine import Engine
 from .options import Options
+from .stored import Store
 from .tls import make_certificate
 from .traffic import Traffic
 
@@ -42,6 +43,7 @@ class Settings:
     run_id: str
     options: Options
     access_log: Path | None = None
+    state: Path | None = None
     remove_root: bool = False
     starter: int | None = None
     tls: bool = False
@@ -61,7 +63,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings, out: TextIO) -> None:
-    """Serve until SIGTERM, SIGINT, the end of stdin or of the starter; then kill every process of every node."""
+    """Serve until SIGTERM, SIGINT, the end of stdin or of the starter; then kill every process of every node.
+
+    Raises
+    ------
+    StateError
+        Where there is a file of state, and it cannot be used. Nothing was served then, and the file is as it was.
+    """
     loop = asyncio.get_running_loop()
     listener = _listen(settings.port)
     certfile, keyfile = settings.certfile, settings.keyfile
@@ -75,7 +83,9 @@ async def serve(settings: Settings, out: TextIO) -> None:
         run_id=settings.run_id,
         options=settings.options,
     )
-    with _access_log(settings.access_log) as log:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_access_log(settings.access_log))
+        store = None if settings.state is None else Store(engine, settings.state)
         auth = Authentication(settings.account_name, settings.account_key, settings.options)
         app = BatchApp(engine, auth, log, Traffic.from_environment())
         config = uvicorn.Config(
@@ -102,6 +112,9 @@ async def serve(settings: Settings, out: TextIO) -> None:
         _watch_stdin(loop, stop)
         _watch_starter(loop, stop, settings.starter)
         try:
+            if store is not None:
+                store.load()
+                store.start()
             serving = loop.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
@@ -118,6 +131,8 @@ async def serve(settings: Settings, out: TextIO) -> None:
                     out.flush()
             await serving
         finally:
+            if store is not None:
+                await store.close()  # what runs is to be found running
             await engine.close()
             if settings.remove_root:
                 shutil.rmtree(settings.root, ignore_errors=True)

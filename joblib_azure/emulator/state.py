@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _sequence = itertools.count(1)
 
 
+def continue_after(number: int) -> None:
+    """Have new resources come after those that were restored."""
+    global _sequence
+    _sequence = itertools.count(max(number + 1, next(_sequence)))
+
+
 def new_etag() -> str:
     """Opaque, never repeated, in the looks of the service's own."""
     return f"0x8{time.time_ns() // 100:X}{next(_sequence):X}"
@@ -80,6 +86,13 @@ class Progress:
         self.state, self.end = "completed", times.now()
         self.exit_code, self.failure = exit_code, failure
         self.result = "failure" if failure else "success"
+
+    def interrupt(self, *, counted: bool = True) -> None:
+        """Begin anew: it is queued again, which counts unless it had not come to run."""
+        self.start = self.end = self.exit_code = self.failure = self.result = None
+        if counted:
+            self.requeue_count += 1
+            self.last_requeue = times.now()
 
 
 @dataclass(eq=False)
@@ -201,6 +214,8 @@ class Job(Resource):
     tasks: dict[str, Task] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     terminate_reason: str | None = None
+    #: The reason, while it is on its way there.
+    ending_for: str = ""
     #: Active tasks by the slots they need: heaps of (sequence, ticket, task), cleaned lazily.
     queues: dict[int, list[tuple[int, int, Task]]] = field(default_factory=dict)
     #: Tasks whose dependencies are not met.
