@@ -44,19 +44,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--schedule", type=Path, required=True, help="file of the schedule")
     parser.add_argument("--account", required=True, help="name of the Batch account")
     parser.add_argument("--log", type=Path, required=True, help="file that takes a line for each strike")
+    parser.add_argument("--batch-port", type=int, default=0, help="where clients reach the Batch account; 0: any")
+    parser.add_argument("--storage-port", type=int, default=0, help="where they reach the storage account; 0: any")
     given = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     schedule = Schedule.from_json(given.schedule.read_text())
     emulator, azurite = read_commands(os.environ.pop(SERVERS_VARIABLE))
     try:
-        asyncio.run(_serve(schedule, given.account, given.log, emulator, azurite))
+        ports = (given.batch_port, given.storage_port)
+        asyncio.run(_serve(schedule, given.account, given.log, ports, emulator, azurite))
     except ServerError as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
     return 0
 
 
-async def _serve(schedule: Schedule, account_name: str, log: Path, emulated: Command, azurite_command: Command) -> None:
+async def _serve(
+    schedule: Schedule,
+    account_name: str,
+    log: Path,
+    ports: tuple[int, int],
+    emulated: Command,
+    azurite_command: Command,
+) -> None:
     key = emulated.environment[KEY_VARIABLE] or ""
     # Processes of nodes carry the run's id itself: the emulator ends all that do.
     environment = {**emulated.environment, RUN_ID_VARIABLE: run_id()}
@@ -74,6 +84,7 @@ async def _serve(schedule: Schedule, account_name: str, log: Path, emulated: Com
                 storm.begun.set()
 
         batch = Proxy("batch", weather, lambda: emulator.target, passed, _Control(key, storm, weather).answer)
+        batch.port, storage.port = ports
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,6 +15,7 @@ _COMMANDS = {
     "doctor": ("doctor", "doctor", "Try all that a call needs, and say what to do."),
     "init": ("init", "init", "Write cluster.json and credentials.json."),
     "job": ("job", "job", "See jobs that were submitted, collect results, end them."),
+    "local": ("local", "local", "Serve an account on this machine, for many clients."),
     "storage": ("storage", "storage", "See what lies in storage, and remove what nobody needs."),
 }
 

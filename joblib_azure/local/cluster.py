@@ -24,7 +24,8 @@ from ..config import AccountConfig, ClusterConfig
 from ..errors import JoblibAzureError, LocalClusterError, MissingExtraError
 from ..retries import SERVICE_SECONDS
 from ..service import BlobService
-from .host import LocalHost, emulator_flags
+from .behaviour import emulator_flags
+from .host import LocalHost
 from .storm import CHAOS_VARIABLE, Storm, chaos_schedule
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def _to_stderr(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """:raises MissingExtraError: the extra [local] is not there."""
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
@@ -131,7 +133,7 @@ class LocalCluster(Cluster):
         chaos: int | str | Path | Schedule | None = None,
         notify: Callable[[str], None] = logger.warning,
     ) -> None:
-        _check_extra()
+        check_extra()
         chaos = os.environ.get(CHAOS_VARIABLE) or None if chaos is None else chaos
         self._schedule = None if chaos is None else chaos_schedule(chaos)
         self._emulator_flags = emulator_flags(emulator or {})

@@ -8,12 +8,8 @@ environments only.
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import difflib
 import json
 import logging
-import secrets
 import signal
 import sys
 import sysconfig
@@ -21,21 +17,22 @@ import tempfile
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from joblib_azure.errors import ConfigurationError, LocalClusterError, masked
+from joblib_azure.errors import LocalClusterError, masked
 from joblib_azure.local import azurite, guard, install
 from joblib_azure.local.guard import processes_of
 from joblib_azure.local.guarded import EMULATOR_GRACE, GUARD_GRACE, GuardProcess, tail
+from joblib_azure.local.home import Identity, new_key
 from joblib_azure.local.storm import NAME as STORM
 from joblib_azure.local.storm import Storm, storm_spec
 
 if TYPE_CHECKING:
     from joblib_azure.chaos.schedule import Schedule
 
-__all__ = ["LocalHost", "emulator_flags", "processes_of"]
+__all__ = ["LocalHost", "processes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +60,13 @@ class LocalHost:
     emulator_command : sequence of str, optional
         The program that speaks for the emulator, in place of ``python -m joblib_azure.emulator``.
     emulator_flags : sequence of str
-        How the emulated account behaves; see `emulator_flags`.
+        How the emulated account behaves; see `behaviour.emulator_flags`.
     schedule : Schedule, optional
         Of faults between the servers and their clients (`joblib_azure.chaos`), which always start an Azurite of their
         own.
+    identity : Identity, optional
+        Of a cluster that stays: its folder, with all that is in it, its account and its ports. By default each is new
+        and goes with the cluster.
 
     Attributes
     ----------
@@ -86,18 +86,23 @@ class LocalHost:
         emulator_command: Sequence[str] | None = None,
         emulator_flags: Sequence[str] = (),
         schedule: Schedule | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.run_id = uuid.uuid4().hex
-        self.folder = Path(tempfile.gettempdir()) / f"joblib_azure-{self.run_id}"
-        self._keep = keep
+        self._stays = identity is not None
+        if identity is None:
+            folder = Path(tempfile.gettempdir()) / f"joblib_azure-{self.run_id}"
+            account = f"local{self.run_id[:8]}"
+            identity = Identity(folder=folder, account=account, key=new_key(), storage_key=new_key())
+        self._identity = identity
+        self.folder = identity.folder
+        self._keep = keep or self._stays
         self._notify = notify
-        self._running_azurite_port = None if schedule is not None else running_azurite_port
+        self._running_azurite_port = None if self._stays or schedule is not None else running_azurite_port
         self._schedule = schedule
         self.storm: Storm | None = None
         self._emulator_command = tuple(emulator_command or (sys.executable, "-m", "joblib_azure.emulator"))
         self._emulator_flags = tuple(emulator_flags)
-        self._account = f"local{self.run_id[:8]}"
-        self._key = _new_key()
         self._endpoint: str | None = None
         self._storage: str | None = None
         self._own_azurite = False
@@ -127,7 +132,7 @@ class LocalHost:
         """
         if self._guard is not None:
             raise LocalClusterError("This local cluster was started before; make a new one.")
-        self.folder.mkdir(mode=0o700)
+        self.folder.mkdir(mode=0o700, exist_ok=self._stays)
         guard_process = self._guard = GuardProcess(self.run_id, self.folder, self._keep)
         # At exit too, and before the modules are torn down; must not refer to `self`.
         self._finalizer = weakref.finalize(self, guard_process.stop, GUARD_GRACE)
@@ -135,7 +140,9 @@ class LocalHost:
             guard_process.start()  # gets ready while we look for Azurite
             servers = [self._emulator(), *self._find_storage()]
             if self._schedule is not None:
-                servers = [storm_spec(self._schedule, self.folder, self._account, *servers)]
+                servers = [storm_spec(self._schedule, self._identity, *servers)]
+            for log in (self.batch_access_log, *(Path(server["log"]) for server in servers)):
+                log.unlink(missing_ok=True)  # an earlier run's says where that has listened
             end = time.monotonic() + deadline
             guard_process.request(servers, deadline)
             self._await_ready(guard_process, end, deadline)
@@ -174,12 +181,12 @@ class LocalHost:
     @property
     def account_name(self) -> str:
         """The Batch account that the emulator serves."""
-        return self._account
+        return self._identity.account
 
     @property
     def account_key(self) -> str:
         """The Batch account's key, Base64."""
-        return self._key
+        return self._identity.key
 
     @property
     def storage_connection_string(self) -> str:
@@ -205,7 +212,7 @@ class LocalHost:
     def __repr__(self) -> str:
         state = "running" if self.alive() else "not started" if self._guard is None else "stopped"
         where = f", batch={self._endpoint!r}" if self._endpoint else ""
-        return f"<LocalHost {state}{where}, account={self._account!r}, run_id={self.run_id!r}>"
+        return f"<LocalHost {state}{where}, account={self.account_name!r}, run_id={self.run_id!r}>"
 
     def _started(self, value: str | None) -> str:
         if value is None:
@@ -214,8 +221,11 @@ class LocalHost:
 
     def _emulator(self) -> dict[str, Any]:
         nodes = self.folder / "nodes"
-        nodes.mkdir()
-        options = ("--port", "0", "--account", self._account, "--root", str(nodes))
+        nodes.mkdir(exist_ok=True)
+        options = ["--port", str(self._port(self._identity.batch_port)), "--account", self.account_name]
+        options += ["--root", str(nodes)]
+        if self._stays:
+            options += ["--state", str(self.folder / "state.json")]
         package_home = Path(__file__).parents[2]
         installed = package_home == Path(sysconfig.get_paths()["purelib"])
         return {
@@ -224,7 +234,7 @@ class LocalHost:
                 *self._emulator_command,
                 *(*options, "--access-log", str(self.batch_access_log), *self._emulator_flags),
             ],
-            "environment": {"BATCH_EMULATOR_ACCOUNT_KEY": self._key, guard.RUN_ID_VARIABLE: self.run_id},
+            "environment": {"BATCH_EMULATOR_ACCOUNT_KEY": self.account_key, guard.RUN_ID_VARIABLE: self.run_id},
             # ``-m`` finds this very package in the current folder, also when it is a checkout that only
             # this client's sys.path knows.
             "folder": str(self.folder if installed else package_home),
@@ -235,6 +245,10 @@ class LocalHost:
             "death_signal": int(signal.SIGTERM),
         }
 
+    def _port(self, wanted: int) -> int:
+        # Behind a storm it is the storm that clients meet there.
+        return 0 if self._schedule is not None else wanted
+
     def _find_storage(self) -> list[dict[str, Any]]:
         if self._running_azurite_port is not None:
             self._storage = azurite.find_running(self._running_azurite_port)
@@ -242,14 +256,13 @@ class LocalHost:
                 return []
         program = install.find_azurite(self._notify)
         location = self.folder / "azurite"
-        location.mkdir()
+        location.mkdir(exist_ok=True)
         self._own_azurite = True
-        self._storage_key = _new_key()
         return [
             {
                 "name": "Azurite",
-                "command": program.arguments(location),
-                "environment": program.environment(self._account, self._storage_key),
+                "command": program.arguments(location, self._port(self._identity.storage_port)),
+                "environment": program.environment(self.account_name, self._identity.storage_key),
                 "folder": str(location),
                 "log": str(self.folder / "azurite.log"),
                 "ready": azurite.READY_LINE,
@@ -272,10 +285,10 @@ class LocalHost:
         if self._schedule is not None:
             said = json.loads(ready[STORM])
             ready = {"the Batch emulator": said["batch"], "Azurite": said["storage"]}
-            self.storm = Storm(self._schedule, said["batch"], self._key)
+            self.storm = Storm(self._schedule, said["batch"], self.account_key)
         if self._own_azurite:
             port = int(ready["Azurite"])
-            connection = azurite.connection_string(self._account, self._storage_key, port)
+            connection = azurite.connection_string(self.account_name, self._identity.storage_key, port)
             try:
                 if self._schedule is None:  # what a storm answers says nothing
                     azurite.check_storage(connection, max(1.0, end - time.monotonic()))
@@ -286,38 +299,3 @@ class LocalHost:
                 ) from error
             self._storage = connection
         self._endpoint = ready["the Batch emulator"]
-
-
-def emulator_flags(given: Mapping[str, Any]) -> list[str]:
-    """Return options of the emulated account as the flags of the emulator's command line.
-
-    Parameters
-    ----------
-    given : mapping of str to object
-        As `joblib_azure.emulator.BatchEmulator` takes them by keyword: ``{"dispatch_seconds": 2.0}``.
-
-    Raises
-    ------
-    ConfigurationError
-        For a name that there is not, and a value out of range.
-    """
-    from joblib_azure.emulator.options import Options
-
-    known = [each.name for each in dataclasses.fields(Options)]
-    wrong = []
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            wrong.append(f"{name}: the emulator has no such option; {hint}")
-    try:
-        options = Options(**{name: value for name, value in given.items() if name in known})
-    except (AttributeError, TypeError, ValueError) as exc:
-        wrong.append(str(exc))
-    if wrong:
-        raise ConfigurationError("the emulator's options are not usable:\n  " + "\n  ".join(wrong))
-    return options.arguments()
-
-
-def _new_key() -> str:
-    return base64.b64encode(secrets.token_bytes(64)).decode()  # as long as Azure's own

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joblib_azure.errors import ConfigurationError, LocalClusterError
+from joblib_azure.local.home import Identity
 
 if TYPE_CHECKING:
     from joblib_azure.chaos.schedule import Schedule
@@ -69,27 +70,27 @@ def chaos_schedule(given: int | str | Path | Schedule) -> Schedule:
 
 
 def storm_spec(
-    schedule: Schedule, folder: Path, account: str, emulator: Mapping[str, Any], azurite: Mapping[str, Any]
+    schedule: Schedule, identity: Identity, emulator: Mapping[str, Any], azurite: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the server that the guard starts in place of the emulator and Azurite, which it starts itself.
 
     Parameters
     ----------
     schedule : Schedule
-    folder : Path
+    identity : Identity
         The cluster's.
-    account : str
-        Name of the Batch account.
     emulator, azurite : mapping
         As the guard would have been given them.
     """
+    folder = identity.folder
     file = folder / "chaos.json"
     file.write_text(schedule.to_json())
     return {
         "name": NAME,
         "command": [
             *(sys.executable, "-m", "joblib_azure.chaos", "--schedule", str(file)),
-            *("--account", account, "--log", str(folder / "chaos.log")),
+            *("--account", identity.account, "--log", str(folder / "chaos.log")),
+            *("--batch-port", str(identity.batch_port), "--storage-port", str(identity.storage_port)),
         ],
         "environment": {_SERVERS_VARIABLE: json.dumps([emulator, azurite])},
         "folder": emulator["folder"],
