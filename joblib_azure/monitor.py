@@ -228,7 +228,8 @@ class Monitor:
             return
         chunk = head["chunk"]
         bounded = call.settings.return_as != "list"
-        results, body = self._reader.results(record, place, session.window, order=call.order(chunk), bounded=bounded)
+        window, order = session.holdings.window, call.order(chunk)
+        results, body = self._reader.results(record, place, window, order=order, bounded=bounded)
         with session.changed:
             entry.remaining.discard(chunk)
         if "seconds" in head:

@@ -10,8 +10,7 @@
 
 The session owns the planner (under its one lock) and the two threads; it knows which bundle is in which
 task. A call that ends or is aborted leaves the session to the next one. The job's lease on the service is an
-hour, pushed on while the client lives (DESIGN.md, decision 8). Results that a generator's consumer has not taken
-yet outlive the session in storage, until they are taken or dropped.
+hour, pushed on while the client lives (DESIGN.md, decision 8). What it has in storage is its `Holdings`.
 """
 
 from __future__ import annotations
@@ -38,13 +37,14 @@ from .cluster import Cluster
 from .cluster.stranded import explained, job_over
 from .counters import Counters
 from .ending import ending
-from .errors import JoblibAzureError, ServiceError, SessionClosedError
+from .errors import ServiceError, SessionClosedError
 from .history import History
+from .holdings import Holdings
 from .monitor import Monitor
 from .planner import Planner
 from .resources import Resources
-from .results import Results, Window
-from .storage import keep, kept_until, sweep
+from .results import Results
+from .storage import kept_until, sweep
 from .submitter import Submitter
 from .takeover import put_sign_of_life, take_over
 
@@ -108,11 +108,7 @@ class Session:
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
         self._costs: dict[str, Cost] = {}
         self.buffers = BufferStore(lambda: self.cluster.blobs)
-        self.window = Window(
-            self._fetch,
-            None if label or config.keep_blobs == "always" else self._consumed,
-            patience=config.service_timeout,
-        )
+        self.holdings = Holdings(self)
         # Hashing lets go of the interpreter, so that pieces are hashed by as many cores as there are.
         self.hashing = concurrent.futures.ThreadPoolExecutor(_HASHERS, thread_name_prefix="joblib_azure-hash")
         self._submitter = Submitter(self)
@@ -120,7 +116,6 @@ class Session:
         self._threads: list[threading.Thread] = []
         self._opening = threading.RLock()
         self._over = threading.Event()
-        self._cleared = False
         self.nodes_asked = 0
 
     def __repr__(self) -> str:
@@ -153,7 +148,7 @@ class Session:
                     raise SessionClosedError("the session was closed while it was being opened", job=self.job)
             except BaseException as exc:
                 if self.closed:
-                    self._leave()  # whoever closed it may have given up on what was made since
+                    self.holdings.leave()  # whoever closed it may have given up on what was made since
                 else:
                     self.close()
                 if isinstance(exc, ServiceError):
@@ -234,88 +229,27 @@ class Session:
         # A thread that just opens it sees that it is closed at its next look.
         opened = self._opening.acquire(timeout=_TURN)
         try:
-            self._leave()
+            self.holdings.leave()
         finally:
             if opened:
                 self._opening.release()
-        # What is not consumed yet lies there.
-        self.window.retire(self._clear_outputs)
+        self.holdings.retire()
 
     @property
     def gone(self) -> bool:
         """Whether it is closed, and nothing of it is left in storage that goes with this process."""
-        return self._over.is_set() and self._cleared
+        return self._over.is_set() and self.holdings.cleared
 
     def bequeath(self) -> None:
         """Do what `close` does for others, and nothing for this process, which is about to die; takes no lock."""
         self.closed = True
-        self._leave()
-        if not self._keeps:
-            self.cluster.blobs.delete_container(self.outputs)
-
-    def _leave(self) -> None:
-        """End the job, and let go of what it has in storage and of its pool's nodes; what fails is logged."""
-        try:
-            self.cluster.check()
-            # Before the job ends: other clients take its containers for left over from then on.
-            if self._keeps:
-                self._keep(self.inputs)
-            if self._keeps or self.window.left:
-                self._keep(self.outputs)
-            if self.batch_job.created:
-                # A job whose infrastructure failed is kept, ended, for its logs; the service removes it in time.
-                self.cluster.batch.end_job(self.job, delete=not (self.failed or self.label))
-            if not self._keeps:
-                self.cluster.blobs.delete_container(self.inputs)
-            self.cluster.release(self.job)
-        except JoblibAzureError as exc:
-            logger.warning("closing session %s: %s", self.job, exc)
+        self.holdings.bequeath()
 
     def release(self) -> None:
         """Let go of results that nobody has consumed; after `close`. Idempotent."""
         if self.history is not None:
             self.history.close()
-        self.window.close(f"the session {self.job} was closed")
-        self._clear_outputs()
-
-    def _clear_outputs(self) -> None:
-        with self.changed:
-            if self._cleared:
-                return
-            self._cleared = True
-        self.window.close(f"the session {self.job} was closed")
-        if self._keeps:
-            return
-        try:
-            self.cluster.check()
-            self.cluster.blobs.delete_container(self.outputs)
-        except JoblibAzureError as exc:
-            logger.warning("closing session %s: %s", self.job, exc)
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether the session's blobs stay when it ends."""
-        wish = "always" if self.label else self.cluster.config.keep_blobs
-        return wish == "always" or (wish == "on_error" and self.failed)
-
-    def _keep(self, container: str) -> None:
-        until = keep(self.cluster.blobs, container, self.cluster.config.keep_days)
-        if until is not None:
-            logger.info("the blobs of session %s stay in %s until %s", self.job, container, until.isoformat())
-
-    def _fetch(self, blob: str, offset: int, size: int, sink: Callable[[int, bytes], Any]) -> str:
-        return self.cluster.blobs.fetch(self.outputs, blob, offset, size, sink)
-
-    def _consumed(self, blob: str) -> None:
-        """Delete what was consumed, so that a session of many calls does not fill the account."""
-        if not self.closed:
-            self.pool.submit(self._delete, blob)
-
-    def _delete(self, blob: str) -> None:
-        try:
-            self.cluster.blobs.delete(self.outputs, blob)
-        except JoblibAzureError as exc:
-            logger.debug("deleting %s/%s: %s", self.outputs, blob, exc)
+        self.holdings.release()
 
     def fail(self, error: BaseException) -> None:
         """Let every call fail with `error`, then close: something that the session cannot do without is gone."""

@@ -47,26 +47,26 @@ def stream(request: pytest.FixtureRequest, cluster: LocalCluster) -> Iterator[tu
     """Twelve results of 8 MB, of which none was consumed, and a window that holds two."""
     with parallel_config("azure", cluster=cluster):
         session = session_for(cluster)
-        budget, session.window._budget = session.window._budget, 20 * MB
+        budget, session.holdings.window._budget = session.holdings.window._budget, 20 * MB
         yield session, Parallel(return_as=request.param)(delayed(full)(n, 8 * MB) for n in range(12))
-        session.window._budget = budget
+        session.holdings.window._budget = budget
 
 
 def test_what_nobody_consumed_stays_in_storage_and_goes_when_it_is_consumed(stream: tuple[Session, Any]) -> None:
     session, results = stream
-    until(lambda: session.window.left == 12 or len(payloads(session)) == 10)
+    until(lambda: session.holdings.window.left == 12 or len(payloads(session)) == 10)
     until(lambda: not session.under_way)
-    assert session.window.held <= 20 * MB
+    assert session.holdings.window.held <= 20 * MB
     assert len(payloads(session)) >= 9
     seen = set()
     for array in results:
         assert array.flags.writeable
         seen.add(float(array[0]))
         assert (array == array[0]).all()
-        assert session.window.held <= 20 * MB
+        assert session.holdings.window.held <= 20 * MB
     assert seen == set(range(12))
     until(lambda: not payloads(session))
-    assert session.window.left == 0
+    assert session.holdings.window.left == 0
 
 
 def test_results_outlive_their_session(stream: tuple[Session, Any]) -> None:
@@ -106,12 +106,12 @@ def test_after_the_cluster_was_closed_it_is_told(stream: tuple[Session, Any], cl
 def test_small_results_of_a_generator_come_in_order(cluster: LocalCluster) -> None:
     with parallel_config("azure", cluster=cluster):
         session = session_for(cluster)
-        budget, session.window._budget = session.window._budget, MB
+        budget, session.holdings.window._budget = session.holdings.window._budget, MB
         results = Parallel(return_as="generator", batch_size=5)(delayed(full)(n, 64 << 10) for n in range(100))
         first = next(results)
         until(lambda: not session.under_way)
         assert [float(array[0]) for array in [first, *results]] == list(range(100))
-        session.window._budget = budget
+        session.holdings.window._budget = budget
 
 
 class LargeError(Exception):

@@ -372,17 +372,17 @@ def waits(number: int, gate: str) -> int:
 @contextlib.contextmanager
 def small_window(session: Session) -> Iterator[None]:
     """Fetch nothing ahead but what is next."""
-    before, session.window._budget = session.window._budget, 0
+    before, session.holdings.window._budget = session.holdings.window._budget, 0
     try:
         yield
     finally:
-        session.window._budget = before
+        session.holdings.window._budget = before
 
 
 def arrived(session: Session, count: int) -> str:
     """Wait until so many results of the only call that runs have arrived; return its id."""
     [call] = session.calls
-    until(lambda: session.window.left == count and not session.under_way, f"{count} results")
+    until(lambda: session.holdings.window.left == count and not session.under_way, f"{count} results")
     return call
 
 
