@@ -92,7 +92,7 @@ def settle(session: Session) -> None:
     TimeoutError
     """
     end = time.monotonic() + SETTLE_SECONDS
-    while session.under_way:
+    while session.work.under_way:
         if time.monotonic() > end:
             raise TimeoutError(f"tasks of {session.job} are under way {SETTLE_SECONDS:.0f} s after their call returned")
         time.sleep(0.05)

@@ -71,7 +71,7 @@ def _azure() -> Iterator[Started]:
         def cost() -> Figures:
             session = session_for(cluster)
             settle(session)
-            return {"tasks": session.tasks_added, "requests": logs.counts().total()}
+            return {"tasks": session.work.tasks_added, "requests": logs.counts().total()}
 
         with parallel_config("azure", cluster=cluster, n_jobs=WORKERS):
             yield Started(cost=cost, cluster=cluster)

@@ -74,11 +74,11 @@ def measure(loop: str, slots: int, options: argparse.Namespace, *, dispatch: flo
             LOOPS[loop](seconds * cores * options.warm_up / 2)
         session = session_for(cluster)
         settle(session)
-        tasks, start = session.tasks_added, time.perf_counter()
+        tasks, start = session.work.tasks_added, time.perf_counter()
         work = LOOPS[loop](seconds * cores)
         wall = time.perf_counter() - start
         settle(session)
-        tasks = session.tasks_added - tasks
+        tasks = session.work.tasks_added - tasks
     return {
         "loop": loop,
         "slots": slots,

@@ -61,11 +61,11 @@ def count_requests(options: argparse.Namespace) -> dict[str, Any]:
             counts[name] = logs.counts() - before
             figures[name] = {
                 "seconds": round(wall, 3),
-                "tasks": session.tasks_added - tasks,
+                "tasks": session.work.tasks_added - tasks,
                 "requests": counts[name].total(),
                 "operations": dict(counts[name].most_common()),
             }
-            tasks = session.tasks_added
+            tasks = session.work.tasks_added
         before, start = logs.counts(), time.perf_counter()
         close_sessions(cluster)
         counts["close"] = logs.counts() - before
@@ -101,11 +101,11 @@ def spread() -> dict[str, Any]:
             together = min(end for _, end in spans) - max(begin for begin, _ in spans)
             figures[name] = {
                 "seconds": round(wall, 3),
-                "tasks": session.tasks_added - tasks,
+                "tasks": session.work.tasks_added - tasks,
                 "all_at_once": together > 0,
                 "seconds_together": round(together, 3),
             }
-            tasks = session.tasks_added
+            tasks = session.work.tasks_added
     figures["kept"] = all(figures[name]["tasks"] == 4 and figures[name]["all_at_once"] for name in ("first", "next"))
     return figures
 

@@ -243,7 +243,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             shown.running(partial(counters.look, self._call, counters.mark()))
         if Pump.applies_to(self.parallel):
             session, call = self._session, self._call
-            self._pump = Pump(self.parallel, lambda: session.wanted(call), lambda: session.exhaust(call))
+            self._pump = Pump(self.parallel, lambda: session.work.wanted(call), lambda: session.work.exhaust(call))
 
     def _new_reporter(self) -> Reporter:
         return reporter(
@@ -273,7 +273,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             return self._call.add(func, callback)
         if self._session.history is None:
             future = self._call.add(func, callback)
-            self._session.ready(self._call, future.chunk, len(func), describe_function(func))
+            self._session.work.ready(self._call, future.chunk, len(func), describe_function(func))
         else:
             future = self._submit_unknown(self._session, self._call, self._session.history, func, callback)
         if self._pump is not None:
@@ -292,7 +292,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             return future
         rest = BatchedCalls(left, (func._backend, func._n_jobs), None, func._pickle_cache) if known else func
         future = call.add(rest, callback, known=known, trace=trace)
-        session.ready(call, future.chunk, len(left), describe_function(func))
+        session.work.ready(call, future.chunk, len(left), describe_function(func))
         return future
 
     def _failed_call(self) -> Call:
@@ -312,7 +312,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         if self._session is None or self._call is None:
             return 1
         # A default pre_dispatch is the pump's, which queues plenty; any other is joblib's, which lets few calls out.
-        return self._session.chunk_size(self._call, drip=self._pump is None)
+        return self._session.work.chunk_size(self._call, drip=self._pump is None)
 
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Nothing: `duration` includes the queue. What the workers measured arrives with the outcomes."""

@@ -77,9 +77,9 @@ class Counters:
         nodes, sent, fetched = self._nodes, *self._moved()
         money, money_detail = self._cost(since)
         running = tasks = waiting = 0
-        with session.changed:
+        with session.work.changed:
             lanes = capacity.lanes if nodes is None else nodes[0] * capacity.tasks_per_node
-            for entry in session.under_way.values():  # in the order in which the service has them
+            for entry in session.work.under_way.values():  # in the order in which the service has them
                 lanes -= entry.bundle.slots
                 if entry.call is not call or not entry.remaining:
                     continue
@@ -88,8 +88,8 @@ class Counters:
                     running += min(entry.bundle.width, len(entry.remaining))
                 else:
                     waiting += 1
-            planner = session.planner
-            cost = planner.cost(call.id) if session.planned(call) else None
+            planner = session.work.planner
+            cost = planner.cost(call.id) if session.work.planned(call) else None
             task_cost = planner.task_cost if planner.task_measured else None
             added, done, failed = call.added, call.done, call.failed
             running = max(0, min(running, added - done - failed))
@@ -100,7 +100,7 @@ class Counters:
                 running=running,
                 queued=added - done - failed - running,
                 total=added if call.exhausted else call.total,
-                begun=session.heard,
+                begun=session.work.heard,
                 seconds=None if cost is None else cost.seconds,
                 tasks=tasks,
                 waiting_tasks=waiting,

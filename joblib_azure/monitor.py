@@ -112,7 +112,7 @@ class Monitor:
                 return
             try:
                 self._push_lease()
-                if session.under_way:
+                if session.work.under_way:
                     self._look()
                 self._well, self._told = time.monotonic(), False
             except (AuthenticationError, ResourceNotFoundError):
@@ -131,24 +131,24 @@ class Monitor:
                 logger.log(level, "session %s: %s; looking again, for %.0f s", session.job, exc, left)
 
     def _sleep(self) -> None:
-        session = self._session
+        session, work = self._session, self._session.work
         idle_timeout = session.cluster.config.idle_timeout
-        with session.changed:
-            if session.under_way:
+        with work.changed:
+            if work.under_way:
                 # Many things wake those that wait here; only a step, or time, is a reason to look.
                 end = time.monotonic() + self._pause()
-                while session.steps == self._steps and not session.closed and (rest := end - time.monotonic()) > 0:
-                    session.changed.wait(rest)
-                if session.steps != self._steps:
-                    self._steps = session.steps
+                while work.steps == self._steps and not session.closed and (rest := end - time.monotonic()) > 0:
+                    work.changed.wait(rest)
+                if work.steps != self._steps:
+                    self._steps = work.steps
                     self._wake()
                 return
-            rest = session.idle_since + idle_timeout - time.monotonic()
-            if session.calls or rest > 0:
+            rest = work.idle_since + idle_timeout - time.monotonic()
+            if work.calls or rest > 0:
                 push = session.cluster.config.job_lease / 3
                 if session.label:
                     push = min(push, HEARTBEAT)
-                session.changed.wait(push if session.calls else min(rest, push))
+                work.changed.wait(push if work.calls else min(rest, push))
                 self._progress = self._idle = self._well = time.monotonic()
                 return
         logger.info("session %s was idle for %.0f s and ends", session.job, idle_timeout)
@@ -156,7 +156,7 @@ class Monitor:
 
     def _pause(self) -> float:
         """Return how long to wait until the next look; with the session's lock held."""
-        rest = self._session.least_rest()
+        rest = self._session.work.least_rest()
         if rest > 0.0:
             age = time.monotonic() - self._idle
             return max(FIRST_LOOK, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, LAST_LOOK))))
@@ -202,27 +202,28 @@ class Monitor:
 
     def _read_outcomes(self) -> bool:
         """Read what the append blobs have more; True where there was something."""
-        session = self._session
-        with session.changed:
-            calls = {entry.call.id for entry in session.under_way.values() if entry.remaining}
-        grown = [item for call in sorted(calls) for item in self._reader.grown(call, session.under_way.__contains__)]
+        session, work = self._session, self._session.work
+        with work.changed:
+            calls = {entry.call.id for entry in work.under_way.values() if entry.remaining}
+        grown = [item for call in sorted(calls) for item in self._reader.grown(call, work.under_way.__contains__)]
         if grown:
             with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
                 side_by_side(session.pool, self._read, grown)
         return bool(grown)
 
     def _read(self, item: BlobItem) -> None:
-        entry = self._session.under_way.get(task_of(item.name))
+        entry = self._session.work.under_way.get(task_of(item.name))
         if entry is None:
             return
         try:
             self._reader.read(item, lambda record, place: self._take(entry, record, place))
         except IntegrityError as exc:
             entry.call.fail(exc)
-            self._session.finish(entry)
+            self._session.work.finish(entry)
 
     def _take(self, entry: UnderWay, record: Record, place: Place) -> None:
         session, head, call = self._session, record.head, entry.call
+        work = session.work
         if "end" in head:
             self._end(entry, head["end"])
             return
@@ -230,10 +231,10 @@ class Monitor:
         bounded = call.settings.return_as != "list"
         window, order = session.holdings.window, call.order(chunk)
         results, body = self._reader.results(record, place, window, order=order, bounded=bounded)
-        with session.changed:
+        with work.changed:
             entry.remaining.discard(chunk)
         if "seconds" in head:
-            session.observe(entry, head["calls"], head["seconds"])
+            work.observe(entry, head["calls"], head["seconds"])
         call.deliver(chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results))
 
     def _end(self, entry: UnderWay, end: dict[str, Any]) -> None:
@@ -253,20 +254,20 @@ class Monitor:
             took = end["ended"] - end["begun"] - end.get("waited", 0.0) - end.get("queued", 0.0)
             cost = took - entry.seconds / entry.bundle.width
             latency = self._latencies.take(end["node"], entry.added_time, end["begun"], end["ended"])
-            session.finish(entry, cost=None if latency is None else max(0.0, cost) + latency)
+            session.work.finish(entry, cost=None if latency is None else max(0.0, cost) + latency)
 
     # tasks that ended without a word --------------------------------------------------------------------
 
     def _read_ended(self) -> bool:
-        session = self._session
-        with session.changed:
-            waiting = set(session.under_way)
+        session, work = self._session, self._session.work
+        with work.changed:
+            waiting = set(work.under_way)
         ended = session.cluster.batch.ended_tasks(session.job, self._since and self._since - OVERLAP)
         new = [task for task in ended if task.id in waiting]
         if new:
             # Whatever they stored was stored before they ended, so this look is their last.
             self._read_outcomes()
-            lost = [(entry, task) for task in new if (entry := session.under_way.get(task.id)) is not None]
+            lost = [(entry, task) for task in new if (entry := work.under_way.get(task.id)) is not None]
             if any(entry.remaining for entry, _ in lost):
                 session.check_job()
             for entry, task in lost:
@@ -277,16 +278,16 @@ class Monitor:
 
     def _look_back(self) -> None:
         """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""
-        session = self._session
-        with session.changed:
-            oldest = min((entry.added_time for entry in session.under_way.values()), default=time.time())
+        work = self._session.work
+        with work.changed:
+            oldest = min((entry.added_time for entry in work.under_way.values()), default=time.time())
         if self._since is not None:
             self._since = min(self._since, datetime.fromtimestamp(oldest, timezone.utc))
 
     def _lost(self, entry: UnderWay, task: TaskEnd) -> None:
         session = self._session
         if entry.call.closed or not entry.remaining:
-            session.finish(entry)
+            session.work.finish(entry)
             return
         what = task.failure or f"exit code {task.exit_code}"
         self._again(entry, f"it ended without all of its outcomes ({what})", node=task.node, exit_code=task.exit_code)
@@ -297,6 +298,7 @@ class Monitor:
         No call fails for what its neighbours do to their task: the last time each of those that were running is alone.
         """
         session, call = self._session, entry.call
+        work = session.work
         retries = session.cluster.config.retries
         # Chunks begin in their order: those at the front were running, or their outcomes were not stored yet.
         left = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining]
@@ -306,10 +308,10 @@ class Monitor:
         if spent:
             self._give_up(entry, spent, why, **context)
         if len(spent) == len(left):
-            session.finish(entry)
+            work.finish(entry)
             return
         logger.warning("task %s of job %s: %s; sending it again", entry.task, session.job, why)
-        session.requeue(entry, alone=[chunk for chunk in begun if call.lost[chunk] == retries])
+        work.requeue(entry, alone=[chunk for chunk in begun if call.lost[chunk] == retries])
 
     def _give_up(self, entry: UnderWay, chunks: Sequence[int], why: str, **context: str | int | None) -> None:
         """Let chunks fail whose tasks were lost too often."""
@@ -343,4 +345,4 @@ class Monitor:
             raise NodesUnavailableError(
                 f"no node of the pool can run the job's tasks: {why}", pool=pool, job=session.job
             )
-        logger.info("waiting for outcomes of %d task(s); %s", len(session.under_way), cluster.describe(nodes))
+        logger.info("waiting for outcomes of %d task(s); %s", len(session.work.under_way), cluster.describe(nodes))

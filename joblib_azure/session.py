@@ -8,9 +8,10 @@
                                                         └──► Call.deliver ─► the call's own thread ─► joblib
                                                                                  window ─► its consumer
 
-The session owns the planner (under its one lock) and the two threads; it knows which bundle is in which
-task. A call that ends or is aborted leaves the session to the next one. The job's lease on the service is an
-hour, pushed on while the client lives (DESIGN.md, decision 8). What it has in storage is its `Holdings`.
+The session owns the two threads and their life: it opens, serves calls, fails with what it cannot do without, and
+ends. The planner and what is under way are its `Work`; what it has in storage is its `Holdings`. A call that ends or
+is aborted leaves the session to the next one. The job's lease on the service is an hour, pushed on while the client
+lives (DESIGN.md, decision 8).
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
-from math import inf
 from typing import Any
 
 from . import environment, labels
@@ -32,7 +32,6 @@ from .batchjob import MOST_LIFE, BatchJob
 from .buffers import BufferStore
 from .bundler import CallSettings
 from .call import Call, Outcome, UnderWay
-from .capacity import Cost
 from .cluster import Cluster
 from .cluster.stranded import explained, job_over
 from .counters import Counters
@@ -41,12 +40,12 @@ from .errors import ServiceError, SessionClosedError
 from .history import History
 from .holdings import Holdings
 from .monitor import Monitor
-from .planner import Planner
 from .resources import Resources
 from .results import Results
 from .storage import kept_until, sweep
 from .submitter import Submitter
 from .takeover import put_sign_of_life, take_over
+from .work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -92,21 +91,10 @@ class Session:
         life = max(MOST_LIFE, timedelta(seconds=config.job_lease))
         self._use(BatchJob(cluster, f"joblib-{stamp}-{secrets.token_hex(4)}", life=life, resources=self.resources))
         self.capacity = self.batch_job.capacity
-        #: Guards the planner and everything below; the threads sleep on it.
-        self.changed = threading.Condition()
-        self.planner = Planner(self.capacity)
-        self.calls: dict[str, Call] = {}
-        self.under_way: dict[str, UnderWay] = {}
-        self.tasks_added = 0
-        #: Counts what brings outcomes nearer: tasks added, buffers uploaded.
-        self.steps = 0
-        self.closed = self.failed = False
-        #: Whether a worker has measured something yet.
-        self.heard = False
+        self.work = Work(self.capacity)
+        self.failed = False
         self.counters = Counters(self)
-        self.idle_since = time.monotonic()
         self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
-        self._costs: dict[str, Cost] = {}
         self.buffers = BufferStore(lambda: self.cluster.blobs)
         self.holdings = Holdings(self)
         # Hashing lets go of the interpreter, so that pieces are hashed by as many cores as there are.
@@ -116,7 +104,6 @@ class Session:
         self._threads: list[threading.Thread] = []
         self._opening = threading.RLock()
         self._over = threading.Event()
-        self.nodes_asked = 0
 
     def __repr__(self) -> str:
         return f"<Session {self.job} on {self.cluster!r}>"
@@ -181,7 +168,7 @@ class Session:
             thread = threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
-        self.idle_since = time.monotonic()
+        self.work.idle_since = time.monotonic()
         self.pool.submit(sweep, cluster.blobs, cluster.batch, batch_account=cluster.batch.endpoint)
 
     def _resume(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -201,11 +188,8 @@ class Session:
 
     def close(self, reason: str = "the session was closed") -> None:
         """End the job and delete its containers; calls that are under way fail. Idempotent."""
-        with self.changed:
-            first, self.closed = not self.closed, True
-            calls = list(self.calls.values())
-            self.changed.notify_all()
-        if not first:
+        calls = self.work.close()
+        if calls is None:
             # At the interpreter's exit a thread that is just closing it would be gone half way. Its own threads are
             # waited for by whoever closes it.
             if threading.current_thread() not in self._threads:
@@ -236,13 +220,18 @@ class Session:
         self.holdings.retire()
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no call any more."""
+        return self.work.closed
+
+    @property
     def gone(self) -> bool:
         """Whether it is closed, and nothing of it is left in storage that goes with this process."""
         return self._over.is_set() and self.holdings.cleared
 
     def bequeath(self) -> None:
         """Do what `close` does for others, and nothing for this process, which is about to die; takes no lock."""
-        self.closed = True
+        self.work.closed = True
         self.holdings.bequeath()
 
     def release(self) -> None:
@@ -254,8 +243,8 @@ class Session:
     def fail(self, error: BaseException) -> None:
         """Let every call fail with `error`, then close: something that the session cannot do without is gone."""
         # Where no call was under way, nobody misses anything, and there is nothing to look for in what is left.
-        self.failed = self.failed or bool(self.calls)
-        for call in list(self.calls.values()):
+        self.failed = self.failed or bool(self.work.calls)
+        for call in list(self.work.calls.values()):
             call.fail(error)
         self.close(str(error))
 
@@ -302,10 +291,8 @@ class Session:
         number = next(self._numbers)
         name = f"c{number:05d}-{secrets.token_hex(3)}"
         call = Call(name, settings, overlay, number=number, map=self._side_by_side)
-        with self.changed:
-            if self.closed:
-                raise SessionClosedError("the session is closed", job=self.job)
-            self.calls[call.id] = call
+        if not self.work.begin(call):
+            raise SessionClosedError("the session is closed", job=self.job)
         return call
 
     def _side_by_side(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
@@ -319,7 +306,7 @@ class Session:
 
     def _check_after_a_pause(self) -> None:
         """Close where somebody has ended the job meanwhile, or its lease has: the client slept."""
-        if self.calls or self.closed or time.monotonic() - self.idle_since < _PAUSE:
+        if self.work.calls or self.closed or time.monotonic() - self.work.idle_since < _PAUSE:
             return
         try:
             self.check_job()
@@ -331,79 +318,28 @@ class Session:
     def _renew(self, lacks: set[str]) -> None:
         """Close, so that the next session's environment has what the user's code has come to import."""
         said = f"the nodes lack {', '.join(sorted(lacks))}, imported since this session's environment was made"
-        if self.calls:
+        if self.work.calls:
             logger.warning("%s; they get it once the calls that run now have ended", said)
         else:
             self.close(said)
 
-    def ready(self, call: Call, chunk: int, calls: int, function: str) -> None:
-        """Queue a chunk of `calls` delayed calls of `function`, by whose name their cost is remembered."""
-        with self.changed:
-            if self._announced(call, function):
-                self.planner.add(call.id, chunk, calls, time.monotonic())
-                self.changed.notify_all()
-
-    def _announced(self, call: Call, function: str) -> bool:
-        """Tell the planner of a call, if it does not know it; False where that is over. With the lock held."""
-        if call.id not in self.calls or self.closed:
-            return False
-        if not call.function:
-            call.function = function
-            self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=self._costs.get(function))
-        return True
-
     def deliver_known(self, call: Call, chunk: int, function: str) -> None:
         """Deliver a chunk of which nothing has to run."""
-        with self.changed:
-            self._announced(call, function)
+        with self.work.changed:
+            self.work.announce(call, function)
         call.deliver(chunk, Outcome(head={"ok": True}, body=b"", job=self.job, task="", results=Results.none()))
-
-    def exhaust(self, call: Call) -> None:
-        """Say that no further chunk of the call will come."""
-        with self.changed:
-            call.exhausted = True
-            if self.planned(call):
-                self.planner.exhaust(call.id)
-                self.changed.notify_all()
-
-    def wanted(self, call: Call) -> int:
-        """Return how many further delayed calls joblib should dispatch now."""
-        with self.changed:
-            return self.planner.wanted(call.id) if self.planned(call) and call.failure is None else 0
-
-    def chunk_size(self, call: Call, *, drip: bool) -> int:
-        """Return how many delayed calls the next chunk should have; `drip` as in `Planner.chunk_size`."""
-        with self.changed:
-            return self.planner.chunk_size(call.id, drip=drip) if self.planned(call) else 1
-
-    def planned(self, call: Call) -> bool:
-        """Tell whether the planner knows the call; with the lock held."""
-        return call.id in self.calls and bool(call.function)
 
     def end_call(self, call: Call) -> None:
         """Forget a call; what of it still runs is of no use any more and is ended."""
-        with self.changed:
-            if self.planned(call):
-                cost = self.planner.cost(call.id)
-                if cost is not None:
-                    self._costs[call.function] = cost
-                self.planner.close_call(call.id)
-            if self.calls.pop(call.id, None) is None:
-                return
-            if call.changed:
-                logger.warning(
-                    "job %s: %d call(s) of Parallel call %d have changed since they were computed, and ran again",
-                    self.label,
-                    call.changed,
-                    call.number,
-                )
-            if call.recalled:
-                said = "job %s: %d of %d call(s) of Parallel call %d had been computed before"
-                logger.info(said, self.label, call.recalled, call.dispatched, call.number)
-            left = [entry for entry in self.under_way.values() if entry.call is call and entry.remaining]
-            self.idle_since = time.monotonic()
-            self.nodes_asked = self.nodes_asked if self.calls else 0
-            self.changed.notify_all()
+        left = self.work.end(call)
+        if left is None:
+            return
+        if call.changed:
+            said = "job %s: %d call(s) of Parallel call %d have changed since they were computed, and ran again"
+            logger.warning(said, self.label, call.changed, call.number)
+        if call.recalled:
+            said = "job %s: %d of %d call(s) of Parallel call %d had been computed before"
+            logger.info(said, self.label, call.recalled, call.dispatched, call.number)
         call.close()
         if left and not self.closed:
             self.pool.submit(self.abort, call, left)
@@ -413,9 +349,9 @@ class Session:
         try:
             self.cluster.blobs.put(self.inputs, f"aborted/{call.id}", b"")
             for entry in entries:
-                if entry.task in self.under_way:
+                if entry.task in self.work.under_way:
                     self.cluster.batch.terminate_task(self.job, entry.task)
-                    self.finish(entry)
+                    self.work.finish(entry)
         except ServiceError as exc:
             if not self.closed:
                 logger.warning("aborting call %s: %s", call.id, exc)
@@ -431,53 +367,3 @@ class Session:
     def forget_buffers(self, names: Iterable[str]) -> None:
         """A node did not find these in storage: store them again when they are next needed."""
         self.buffers.forget(names)
-
-    # from the monitor -----------------------------------------------------------------------------------
-
-    def observe(self, entry: UnderWay, calls: int, seconds: float) -> None:
-        """Take in what a worker measured."""
-        with self.changed:
-            entry.seconds += seconds
-            entry.heard = time.monotonic()
-            self.heard = True
-            if self.planned(entry.call):
-                self.planner.observe(entry.call.id, calls, seconds)
-
-    def least_rest(self) -> float:
-        """Return the seconds for which nobody minds how tasks end, as the cost of calls tells; with the lock held.
-
-        0 where that is not known, and where somebody waits for single outcomes.
-        """
-        now, least, slots = time.monotonic(), inf, self.capacity.lanes
-        for entry in self.under_way.values():  # in the order in which the service has them
-            slots -= entry.bundle.slots
-            if slots < 0:
-                return inf  # others wait there: a slot is filled without us, and the end of a task is no news
-            cost = self.planner.cost(entry.call.id) if self.planned(entry.call) else None
-            if cost is None or entry.call.settings.watched:
-                return 0.0
-            # Of one that was not heard of, which may have waited on the service, all but its first chunk is left.
-            chunks = len(entry.remaining) - (not entry.heard)
-            left = cost.seconds * entry.bundle.calls * chunks / (len(entry.bundle.chunks) * entry.bundle.width)
-            least = min(least, left - (now - entry.heard if entry.heard else 0.0))
-        return least
-
-    def finish(self, entry: UnderWay, *, cost: float | None = None) -> None:
-        """A task ended."""
-        with self.changed:
-            if self.under_way.pop(entry.task, None) is not None:
-                self.planner.finish(entry.bundle.id, cost=cost)
-                self.changed.notify_all()
-
-    def requeue(self, entry: UnderWay, alone: Collection[int] = ()) -> None:
-        """A task was lost: what it did not finish is sent again, those that are to be `alone` each by itself."""
-        with self.changed:
-            if self.under_way.pop(entry.task, None) is not None:
-                chunks = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining]
-                self.planner.requeue(entry.bundle.id, chunks, alone=alone)
-                entry.call.lost_tasks += 1
-                self.changed.notify_all()
-
-    def attempts(self, entry: UnderWay) -> int:
-        """Return how often what is left of the bundle was sent."""
-        return max((entry.call.attempts[chunk] for chunk in entry.remaining), default=0)

@@ -60,21 +60,21 @@ class Submitter:
 
     def run(self) -> None:
         """Submit what is to be submitted until the session is closed."""
-        session = self._session
+        session, work = self._session, self._session.work
         while True:
-            with session.changed:
+            with work.changed:
                 while not session.closed:
                     now = time.monotonic()
-                    bundles = session.planner.plan(now)
+                    bundles = work.planner.plan(now)
                     if bundles or self._ready or self._failed:
                         break
-                    due = session.planner.next_flush(now)
-                    session.changed.wait(None if due is None else max(0.0, due - now))
+                    due = work.planner.next_flush(now)
+                    work.changed.wait(None if due is None else max(0.0, due - now))
                 if not bundles and self._uploading and not session.closed:
-                    session.changed.wait(_GATHER)  # what is uploaded by then goes in the same request
+                    work.changed.wait(_GATHER)  # what is uploaded by then goes in the same request
                 if session.closed:
                     return
-                calls = {bundle.call: session.calls[bundle.call] for bundle in bundles}
+                calls = {bundle.call: work.calls[bundle.call] for bundle in bundles}
                 told = [(call, self._describe(bundle)) for bundle in bundles if (call := calls[bundle.call]).say]
                 ready, self._ready = self._ready, []
                 failed, self._failed = self._failed, []
@@ -92,7 +92,7 @@ class Submitter:
 
     def _overdue(self) -> list[UnderWay]:
         """Take what is uploaded where further bundles have been encoded for long: its slots need not wait for those."""
-        with self._session.changed:
+        with self._session.work.changed:
             if self._begun is None or time.monotonic() - self._begun <= _LONG:
                 return []
             ready, self._ready = self._ready, []
@@ -102,7 +102,7 @@ class Submitter:
 
     def _describe(self, bundle: Bundle) -> str:
         """Say, as joblib does of its batches, why the bundle is as large as it is; with the session's lock held."""
-        planner = self._session.planner
+        planner = self._session.work.planner
         cost = planner.cost(bundle.call)
         if cost is None:
             return f"The calls' duration is not known yet. Setting bundle_size={bundle.calls}."
@@ -114,20 +114,21 @@ class Submitter:
     # encode and upload ----------------------------------------------------------------------------------
 
     def _begin(self, bundle: Bundle, call: Call) -> None:
-        session = self._session
+        work = self._session.work
         encoded = call.encode(bundle.chunks)
         if not encoded:
-            with session.changed:
-                session.planner.finish(bundle.id)
+            with work.changed:
+                work.planner.finish(bundle.id)
             return
         entry = UnderWay(bundle, call, call.task_id(encoded), time.monotonic(), {chunk for chunk, _ in encoded})
-        with session.changed:
+        with work.changed:
             self._uploading += 1
         with contextlib.suppress(RuntimeError):  # the session was closed meanwhile
             self._pool.submit(self._upload, entry, encoded)
 
     def _upload(self, entry: UnderWay, encoded: list[tuple[int, EncodedChunk]]) -> None:
         session, call = self._session, entry.call
+        work = session.work
         store = session.buffers
         try:
             try:
@@ -136,20 +137,20 @@ class Submitter:
                 if traces:
                     put_journal(session.batch_job, entry.task, call.id, call.number, traces)
             finally:
-                with session.changed:
+                with work.changed:
                     self._uploading -= 1
-            with session.changed:
+            with work.changed:
                 self._ready.append(entry)
-                session.changed.notify_all()
+                work.changed.notify_all()
             self._add(self._overdue())
             if any(name not in store for name in buffers):
                 store.store(buffers.values(), lambda: self._is_wanted(call))
-                with session.changed:
-                    session.steps += 1
+                with work.changed:
+                    work.steps += 1
         except BaseException as exc:
-            with session.changed:
+            with work.changed:
                 self._failed.append((entry, exc))
-                session.changed.notify_all()
+                work.changed.notify_all()
 
     def _is_wanted(self, call: Call) -> bool:
         # The interpreter's exit waits for the threads of pools before any hook can close the session.
@@ -158,29 +159,29 @@ class Submitter:
     # add ------------------------------------------------------------------------------------------------
 
     def _add(self, entries: list[UnderWay]) -> None:
-        session = self._session
+        session, work = self._session, self._session.work
         if not entries:
             return
-        with session.changed:
+        with work.changed:
             wanted = []
             for entry in entries:
                 if entry.call.closed:
-                    session.planner.finish(entry.bundle.id)
+                    work.planner.finish(entry.bundle.id)
                     continue
                 entry.sent, entry.added_time = True, time.time()
-                session.under_way[entry.task] = entry
+                work.under_way[entry.task] = entry
                 wanted.append(entry)
             entries = wanted
-            session.tasks_added += len(entries)
-            session.steps += 1
+            work.tasks_added += len(entries)
+            work.steps += 1
         if not entries:
             return
         specs = [self._task_spec(entry) for entry in entries]
         session.cluster.batch.add_tasks(session.job, [*specs, *session.plan.later_tasks()])
         self._ask_for_nodes()
-        with session.changed:
+        with work.changed:
             late = [entry for entry in entries if entry.call.closed]
-            session.changed.notify_all()
+            work.changed.notify_all()
         for call in {entry.call for entry in late}:
             # Aborted between the plan and now, so that its abort did not see these tasks.
             session.pool.submit(session.abort, call, [entry for entry in late if entry.call is call])
@@ -188,17 +189,18 @@ class Submitter:
     def _recover(self, entry: UnderWay, error: BaseException) -> None:
         """Send a bundle anew whose arguments changed while they were being sent; anything else ends the session."""
         session, call = self._session, entry.call
+        work = session.work
         if isinstance(error, concurrent.futures.CancelledError) and not self._is_wanted(call):
             return
         if not isinstance(error, ContentChangedError):
             raise error
-        again = session.attempts(entry) < _TRIES
-        with session.changed:
-            session.under_way.pop(entry.task, None)
-            if all(bundle.id != entry.bundle.id for bundle in session.planner.bundles):
+        again = work.attempts(entry) < _TRIES
+        with work.changed:
+            work.under_way.pop(entry.task, None)
+            if all(bundle.id != entry.bundle.id for bundle in work.planner.bundles):
                 return  # the monitor was first, or the call is over
             chunks = [chunk for chunk in entry.bundle.chunks if chunk in entry.remaining] if again else []
-            session.planner.requeue(entry.bundle.id, chunks)
+            work.planner.requeue(entry.bundle.id, chunks)
         if entry.sent:  # its task waits for what will not come
             session.pool.submit(session.cancel, entry)
         if again:
@@ -214,14 +216,14 @@ class Submitter:
 
     def _ask_for_nodes(self) -> None:
         """Have the nodes that the tasks fill, where the pool scales: its formula sees tasks minutes later."""
-        session = self._session
+        session, work = self._session, self._session.work
         config = session.cluster.config
-        with session.changed:
-            slots = sum(entry.bundle.slots for entry in session.under_way.values())
+        with work.changed:
+            slots = sum(entry.bundle.slots for entry in work.under_way.values())
             nodes = min(config.nodes, -(-slots // config.max_tasks_per_node))
-            if config.fixed or nodes <= session.nodes_asked:
+            if config.fixed or nodes <= work.nodes_asked:
                 return
-            session.nodes_asked = nodes
+            work.nodes_asked = nodes
         # A thread of its own: the service may make it wait for half a minute, and the interpreter's exit waits for
         # those of a pool before any hook can close the session.
         threading.Thread(target=self._demand, args=(nodes,), name="joblib_azure-demand", daemon=True).start()

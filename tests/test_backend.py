@@ -67,10 +67,10 @@ def test_every_way_in(cluster: LocalCluster) -> None:
 
 def test_the_same_session_serves_them(cluster: LocalCluster) -> None:
     session = session_for(cluster)
-    before = session.tasks_added
+    before = session.work.tasks_added
     Parallel()(delayed(square)(i) for i in range(4))
     assert session_for(cluster) is session
-    assert session.tasks_added > before
+    assert session.work.tasks_added > before
 
 
 def test_closures_and_lambdas_of_here() -> None:

@@ -79,7 +79,7 @@ def requests(cluster: LocalCluster, name: str) -> dict[str, int]:
 
 def settled(cluster: LocalCluster) -> None:
     session = session_for(cluster)
-    until(lambda: not session.under_way, "the tasks to end")
+    until(lambda: not session.work.under_way, "the tasks to end")
 
 
 def forgotten_by_nodes(cluster: LocalCluster) -> None:

@@ -98,7 +98,7 @@ class Service(RuleBasedStateMachine):
                 self.delivered[key] = []
             future = call.add(batch, lambda future, key=key: self._take(key, future))
             assert future.chunk == key[1]
-            self.session.ready(call, future.chunk, size, "triple(int)")
+            self.session.work.ready(call, future.chunk, size, "triple(int)")
 
     def _take(self, key: tuple[int, int], future: ChunkFuture) -> None:
         with self.lock:
@@ -106,7 +106,7 @@ class Service(RuleBasedStateMachine):
 
     @rule(which=PLACES)
     def exhausted(self, which: int) -> None:
-        self.session.exhaust(self.calls[which % len(self.calls)])
+        self.session.work.exhaust(self.calls[which % len(self.calls)])
 
     @rule(seconds=st.sampled_from([0.0, 0.02, 0.05]))
     def time_passes(self, seconds: float) -> None:
@@ -188,7 +188,7 @@ class Service(RuleBasedStateMachine):
         """From now on everything works; wait until all is delivered."""
         self.model.hidden = self.model.failing = self.cluster.model_blobs.failing = 0
         for call in self.calls:
-            self.session.exhaust(call)
+            self.session.work.exhaust(call)
         end = time.monotonic() + DEADLINE
         while not all(self.delivered.values()):
             for task in self.model.of_calls():
@@ -259,8 +259,8 @@ class Calls:
         for number in range(count):
             batch = BatchedCalls([(abs, (-number,), {})], (NestedBackend(1), None))
             self._call.add(batch, lambda future: self.found.update({future.chunk: future}))
-            session.ready(self._call, number, 1, "abs(int)")
-        session.exhaust(self._call)
+            session.work.ready(self._call, number, 1, "abs(int)")
+        session.work.exhaust(self._call)
 
     def wait(self, model: Any, happens: Callable[[Task, list[int]], object], until: Callable[[], bool]) -> None:
         """Begin tasks, and let something happen to those that run, with their chunks, until all is as it is to be."""

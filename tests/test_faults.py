@@ -81,8 +81,8 @@ def test_only_the_poison_fails(wide_cluster: LocalCluster) -> None:
     done: queue.Queue[ChunkFuture] = queue.Queue()
     for i in range(6):
         future = call.add(BatchedCalls([(only, (i, 2, killed), {})], (NestedBackend(), None)), done.put)
-        session.ready(call, future.chunk, 1, "only")
-    session.exhaust(call)
+        session.work.ready(call, future.chunk, 1, "only")
+    session.work.exhaust(call)
     futures = {future.chunk: future for future in (done.get(timeout=60) for _ in range(6))}
     session.end_call(call)
     with pytest.raises(WorkerDiedError):
@@ -262,7 +262,7 @@ def test_a_task_that_the_infrastructure_loses_is_sent_again_and_then_told(cluste
 
     def saboteur() -> None:
         while not stop.wait(0.3):
-            for task in list(session.under_way):
+            for task in list(session.work.under_way):
                 if task not in lost:
                     time.sleep(1)
                     lost.append(task)

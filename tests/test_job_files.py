@@ -459,7 +459,7 @@ def test_the_calls_of_a_parallel_are_given_files(cluster: LocalCluster, containe
         # Named inside, the backend is the one around it.
         assert Parallel(backend="azure")([delayed(lab.reads)("a.csv")]) == [["a.csv"]]
         first = session_for(cluster, "", read({"in": tree}, f"{container}/a.csv"))
-        assert first.tasks_added >= 2
+        assert first.work.tasks_added >= 2
     with parallel_config("azure", cluster=cluster, resource_files=tree, job="given"):
         assert Parallel()([delayed(lab.reads)("model/config.json")]) == [["{}"]]
     with (

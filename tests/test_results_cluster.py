@@ -55,7 +55,7 @@ def stream(request: pytest.FixtureRequest, cluster: LocalCluster) -> Iterator[tu
 def test_what_nobody_consumed_stays_in_storage_and_goes_when_it_is_consumed(stream: tuple[Session, Any]) -> None:
     session, results = stream
     until(lambda: session.holdings.window.left == 12 or len(payloads(session)) == 10)
-    until(lambda: not session.under_way)
+    until(lambda: not session.work.under_way)
     assert session.holdings.window.held <= 20 * MB
     assert len(payloads(session)) >= 9
     seen = set()
@@ -72,7 +72,7 @@ def test_what_nobody_consumed_stays_in_storage_and_goes_when_it_is_consumed(stre
 def test_results_outlive_their_session(stream: tuple[Session, Any]) -> None:
     session, results = stream
     first = next(results)
-    until(lambda: not session.under_way)
+    until(lambda: not session.work.under_way)
     session.close("the session was idle and ended")
     assert containers(session) == {session.outputs}
     assert len({float(array[0]) for array in [first, *results]}) == 12
@@ -82,7 +82,7 @@ def test_results_outlive_their_session(stream: tuple[Session, Any]) -> None:
 def test_a_generator_that_is_dropped_leaves_nothing(stream: tuple[Session, Any]) -> None:
     session, results = stream
     next(results)
-    until(lambda: not session.under_way)
+    until(lambda: not session.work.under_way)
     session.close("the session was idle and ended")
     with pytest.warns(UserWarning, match="but not used"):
         results.close()
@@ -95,7 +95,7 @@ def test_a_generator_that_is_dropped_leaves_nothing(stream: tuple[Session, Any])
 def test_after_the_cluster_was_closed_it_is_told(stream: tuple[Session, Any], cluster: LocalCluster) -> None:
     session, results = stream
     next(results)
-    until(lambda: not session.under_way)
+    until(lambda: not session.work.under_way)
     close_sessions(cluster)
     with pytest.raises(JoblibAzureError, match="consume a generator before that"):
         for _ in results:
@@ -109,7 +109,7 @@ def test_small_results_of_a_generator_come_in_order(cluster: LocalCluster) -> No
         budget, session.holdings.window._budget = session.holdings.window._budget, MB
         results = Parallel(return_as="generator", batch_size=5)(delayed(full)(n, 64 << 10) for n in range(100))
         first = next(results)
-        until(lambda: not session.under_way)
+        until(lambda: not session.work.under_way)
         assert [float(array[0]) for array in [first, *results]] == list(range(100))
         session.holdings.window._budget = budget
 

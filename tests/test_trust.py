@@ -218,12 +218,12 @@ class Listener:
         self.call.add(BatchedCalls([(abs, (1,), {})], (NestedBackend(), None)), self.told.put)
         self.task = f"{self.call.id}-task"
         self.blob = f"{self.call.id}/{self.task}/000"
-        with session.changed:  # held, so that nobody else plans what this chunk is in
+        with session.work.changed:  # held, so that nobody else plans what this chunk is in
             self.call.function = "abs"
-            session.planner.open_call(self.call.id, n_jobs=2, cost=None)
-            session.planner.add(self.call.id, 0, 1, time.monotonic())
-            session.planner.exhaust(self.call.id)
-            [bundle] = session.planner.plan(time.monotonic() + LONG)
+            session.work.planner.open_call(self.call.id, n_jobs=2, cost=None)
+            session.work.planner.add(self.call.id, 0, 1, time.monotonic())
+            session.work.planner.exhaust(self.call.id)
+            [bundle] = session.work.planner.plan(time.monotonic() + LONG)
         self._entry = UnderWay(bundle, self.call, self.task, 0.0, {0})
 
     def say(self, data: bytes) -> None:
@@ -234,9 +234,9 @@ class Listener:
         container._client.get_blob_client(session.outputs, self.blob).upload_blob(
             data, blob_type=BlobType.APPENDBLOB, overwrite=True
         )
-        with session.changed:
-            session.under_way[self.task] = self._entry
-            session.changed.notify_all()
+        with session.work.changed:
+            session.work.under_way[self.task] = self._entry
+            session.work.changed.notify_all()
 
     def record(self, body: bytes, **head: Any) -> bytes:
         place = f"{self.session.job}/{self.blob}#0"
@@ -248,7 +248,7 @@ class Listener:
         return found if isinstance(found, list) else list(found)
 
     def close(self) -> None:
-        self.session.finish(self._entry)
+        self.session.work.finish(self._entry)
         self.session.end_call(self.call)
 
 
@@ -381,8 +381,8 @@ def small_window(session: Session) -> Iterator[None]:
 
 def arrived(session: Session, count: int) -> str:
     """Wait until so many results of the only call that runs have arrived; return its id."""
-    [call] = session.calls
-    until(lambda: session.holdings.window.left == count and not session.under_way, f"{count} results")
+    [call] = session.work.calls
+    until(lambda: session.holdings.window.left == count and not session.work.under_way, f"{count} results")
     return call
 
 
@@ -447,7 +447,9 @@ def test_what_is_appended_to_the_outcomes_of_a_running_task_ends_its_call(
         try:
             [blob, *_] = until(
                 lambda: stored(
-                    service, session.outputs, lambda name: "." not in name and name.split("/")[1] in session.under_way
+                    service,
+                    session.outputs,
+                    lambda name: "." not in name and name.split("/")[1] in session.work.under_way,
                 ),
                 "a task to begin",
             )
@@ -472,7 +474,7 @@ def test_a_bundle_that_is_changed_before_its_task_begins(
         try:
             begun = until(lambda: two_of(session), "both task slots to be taken")
             second = Parallel(return_as="generator", batch_size=1)(delayed(waits)(i, str(gate)) for i in range(2))
-            [task, *_] = until(lambda: sorted(set(session.under_way) - begun), "a task that waits")
+            [task, *_] = until(lambda: sorted(set(session.work.under_way) - begun), "a task that waits")
             blob = service.get_blob_client(session.inputs, f"bundles/{task}")
             data = blob.download_blob().readall()
             forged = seal(new_key(), f"{session.job}/{task}#0", {"call": "c", "records": 1, "sizes": {}, "urls": {}})
@@ -488,8 +490,8 @@ def test_a_bundle_that_is_changed_before_its_task_begins(
 
 def two_of(session: Session) -> set[str]:
     """Return the session's tasks once there are two."""
-    with session.changed:
-        tasks = set(session.under_way)
+    with session.work.changed:
+        tasks = set(session.work.under_way)
     return tasks if len(tasks) == 2 else set()
 
 
@@ -536,7 +538,7 @@ def test_a_buffer_that_holds_a_pickle_is_not_unpickled_when_it_has_wrong_bytes(
         sizes = [blob.get_blob_properties().size for blob in parts]
         for blob, size in zip(parts, sizes, strict=True):
             blob.upload_blob(armed(file, size), overwrite=True)
-        until(lambda: not session.under_way, "the tasks to end")
+        until(lambda: not session.work.under_way, "the tasks to end")
         for cached in node_caches(cluster):
             cached.unlink()
         assert Parallel(batch_size=1)(calls) == expected

@@ -118,14 +118,14 @@ def test_a_task_that_is_terminated_takes_its_calls_with_it(
 
     with parallel_config("azure", cluster=cluster):
         Parallel()([delayed(lab.pid)()])  # the node is warm
-    lab.until(lambda: not session.under_way, "that is over")
+    lab.until(lambda: not session.work.under_way, "that is over")
     thread = threading.Thread(target=run)
     thread.start()
     try:
         lab.until(lambda: len(os.listdir(tmp_path)) == workers, "the calls run")
         first = {int(name) for name in os.listdir(tmp_path)}
         assert lab.Node(cluster).hosts  # it is warm
-        (task,) = session.under_way
+        (task,) = session.work.under_way
         cluster.batch.terminate_task(session.job, task)
         lab.until(lambda: not any(lab.living(pid) for pid in first), "the calls have ended", seconds=1.0)
         # The service has lost a task, and the session sends it again.

@@ -99,7 +99,7 @@ def run_demo(nodes: int, cores_per_node: int | None, max_tasks_per_node: int) ->
             session = session_for(cluster)
         with clock.step(f"cluster: {fits} fits on {workers} core(s)"), parallel_config("azure", cluster=cluster):
             away.fit(images, digits)
-        tasks = session.tasks_added
+        tasks = session.work.tasks_added
     finally:
         with clock.step("cluster: all of it is stopped"):
             cluster.close()
