@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import planner_simulation as pool
 
 from joblib_azure.capacity import Bundle, Capacity, Cost
-from joblib_azure.planner import MAX_BACKLOG, PROBE, Planner
+from joblib_azure.planner import Planner
+from joblib_azure.planner.calls import PROBE
+from joblib_azure.planner.core import MAX_BACKLOG
 
 TWO_NODES_OF_FOUR = Capacity(nodes=2, workers_per_node=4, slots_per_node=4)
 COSTS = None, Cost(1e-4), Cost(0.1, 0.0), Cost(30.0, 9.0)

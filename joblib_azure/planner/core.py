@@ -1,11 +1,4 @@
-"""The planner: which chunks travel together in which Batch task, and when.
-
-It owns the ready queue of every Parallel call, what is under way, and the measured cost of calls and tasks.
-No I/O, no threads, no clock: the session tells it what happened and when, and submits what `plan` returns.
-
-    add(chunk) ──► ready queue ──flush──► plan() ──► bundles under way ──► finish(), requeue() ──┐
-                       ▲                    ▲                                                    │
-                       └─ chunks of a fault ┴── observe(): cost of a call; cost of a task ◄──────┘
+"""`Planner`: which call is served next, and how large its bundle is.
 
 Bundles are sized for the slots of the pool's upper bound, not for the nodes of the moment; slots beyond the workers
 of a node are a queue there, and only take what waits behind:
@@ -19,22 +12,15 @@ of a node are a queue there, and only take what waits behind:
 4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Sequence
 from functools import cache
-from itertools import accumulate, chain
-from math import ceil, inf, isfinite, sqrt
+from math import ceil, isfinite, sqrt
 from statistics import NormalDist, median_low
-from typing import NamedTuple
 
-from .capacity import Bundle, Capacity, Cost
+from ..capacity import Bundle, Capacity, Cost
+from .calls import PROBE, CallState, Shape
 
-# Seconds. joblib dispatches a burst within a few milliseconds, and 10 more are not felt in a task of a
-# second; a generator that never pauses must not keep the slots idle either.
-FLUSH_AFTER_LAST, FLUSH_AFTER_FIRST = 0.010, 0.100
-# Calls a worker while their cost is unknown: few enough for a minute each, enough to measure 1 ms each.
-PROBE = 16
 # Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the median of the
 # last tasks counts. The range keeps cold nodes (minutes) from making bundles of an hour; and the client, the service
 # and storage work for a task too, which its node does not see: 0.13 s of CPU on a local cluster, where they share the
@@ -53,64 +39,6 @@ LEAST_SPLIT = 0.1
 CHUNK_SECONDS = 0.1
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
 MAX_BACKLOG = 10_000
-# Chunks from which on the deviation of their calls is believed.
-CALM = 4
-# Observations after which older ones count half, so that the mean follows durations that drift.
-MEMORY = 64
-
-
-class _Shape(NamedTuple):
-    """The next bundle of a call, before its chunks are taken."""
-
-    slots: int = 1
-    width: int = 1
-    calls: int = 1  # aim for as many calls …
-    least: int = 1  # … in at least and at most so many chunks
-    most: int = 1
-    left: int = 0  # bundles that its round still has, with this one …
-    aim: int = 0  # … and calls in each; 0: all that are queued, evenly
-    hands: int = 1  # bundles that the head of the queue is dealt out among, with this one
-
-
-class _Call:
-    """State of one Parallel call."""
-
-    def __init__(self, name: str, n_jobs: int, cost: Cost | None) -> None:
-        self.name, self.n_jobs = name, n_jobs
-        self.mean: float | None = cost.seconds if cost else None
-        self.deviation = cost.deviation if cost else inf
-        self.measured = False  # `mean` is not just remembered
-        # Number of chunks, calls, seconds, and the sum of seconds² ÷ calls.
-        self.observations = 0.0, 0.0, 0.0, 0.0
-        self.size: dict[int, int] = {}  # calls of every chunk that is queued or under way
-        self.queue: deque[int] = deque()
-        self.alone: deque[int] = deque()  # suspects of a death: ahead of the queue, a bundle each
-        self.queued = 0  # calls in both
-        self.largest = 0  # calls of the largest chunk so far
-        self.exhausted = False
-        self.slots = self.width = self.calls = 0  # of the bundles under way
-        self.streamed = 0  # calls measured in them so far
-        self.window: tuple[float, float] | None = None  # first and last add since the last flush
-        self.ripe = False  # something queued was flushed already and waits for a slot only
-        self.left = self.aim = 0  # as in _Shape, for the next bundle
-        self.dealt = 0  # bundles for which the head of the queue was dealt out
-        self.served = 0  # its latest bundle: ties go to whoever waits longest
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self.queue or self.alone)
-
-    @property
-    def outstanding(self) -> int:
-        return self.queued + max(0, self.calls - self.streamed)
-
-    def due(self) -> float | None:
-        """When what was added since the last flush is flushed."""
-        return self.window and min(self.window[0] + FLUSH_AFTER_FIRST, self.window[1] + FLUSH_AFTER_LAST)
-
-    def settled(self, now: float) -> bool:
-        due = self.due()
-        return self.exhausted or due is None or now >= due
 
 
 class Planner:
@@ -127,8 +55,8 @@ class Planner:
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
-        self._calls: dict[str, _Call] = {}
-        self._bundles: dict[int, tuple[Bundle, _Call]] = {}  # a closed call lives on in its bundles
+        self._calls: dict[str, CallState] = {}
+        self._bundles: dict[int, tuple[Bundle, CallState]] = {}  # a closed call lives on in its bundles
         self._slots = 0
         self._last_id = 0
         self._costs: deque[float] = deque(maxlen=TASK_COST_WINDOW)
@@ -154,23 +82,11 @@ class Planner:
             raise ValueError(f"n_jobs must be at least 1 (resolve negative values first), got {n_jobs}")
         if cost is not None:
             cost = cost._replace(seconds=max(1e-6, _seconds("cost.seconds", cost.seconds)))
-        self._calls[call] = _Call(call, n_jobs, cost)
+        self._calls[call] = CallState(call, n_jobs, cost)
 
     def add(self, call: str, chunk: int, calls: int, now: float) -> None:
         """Queue a chunk of `calls` delayed calls; ValueError if it is there or the call is exhausted."""
-        state = self._open(call)
-        if state.exhausted:
-            raise ValueError(f"chunk {chunk} of call {call!r} came after exhaust()")
-        if chunk in state.size:
-            raise ValueError(f"chunk {chunk} of call {call!r} is queued or under way already")
-        if calls < 1:
-            raise ValueError(f"chunk {chunk} of call {call!r} must have at least one call, got {calls}")
-        state.size[chunk] = calls
-        state.queue.append(chunk)
-        state.queued += calls
-        state.largest = max(state.largest, calls)
-        state.left = state.dealt = 0
-        state.window = (state.window[0] if state.window else now), now
+        self._open(call).add(chunk, calls, now)
 
     def exhaust(self, call: str) -> None:
         """Say that no further chunks will come for this call."""
@@ -188,18 +104,7 @@ class Planner:
         state = self._calls.get(call)
         if state is None or calls < 1:
             return
-        number, done, spent, squares = state.observations
-        keep = 0.5 if number >= MEMORY else 1.0
-        number, done, spent = number * keep + 1, done * keep + calls, spent * keep + seconds
-        squares = squares * keep + seconds**2 / calls
-        state.observations = number, done, spent, squares
-        state.streamed += calls
-        # The first outcomes are those of the shortest calls: wait for a worker's probe, or for a long one.
-        if state.measured or done >= PROBE or spent >= self.task_cost:
-            state.mean, state.measured = max(1e-6, spent / done), True
-        if number >= CALM:
-            # Chunks of n calls: (seconds − n × mean)² ÷ n is on average the variance of one call.
-            state.deviation = sqrt(max(0.0, squares - spent**2 / done) / (number - 1))
+        state.observe(calls, seconds, self.task_cost)
 
     def finish(self, bundle: int, *, cost: float | None = None) -> None:
         """End a bundle; `cost` is what its task took beyond the work. KeyError if it is not under way."""
@@ -225,13 +130,7 @@ class Planner:
         state, back = self._retire(bundle, chunks)
         if not back or self._calls.get(state.name) is not state:
             return
-        suspects = set(back) if alone is True else set(alone or ())
-        state.alone.extend(chunk for chunk in back if chunk in suspects)
-        state.queue.extendleft(chunk for chunk in reversed(back) if chunk not in suspects)
-        for chunk, calls in back.items():
-            state.size[chunk] = calls
-            state.queued += calls
-        state.left, state.dealt, state.ripe = 0, 0, True
+        state.put_back(back, set(back) if alone is True else set(alone or ()))
 
     # What to do
 
@@ -286,8 +185,7 @@ class Planner:
 
     def cost(self, call: str) -> Cost | None:
         """Return what recent calls took, the remembered cost until they are measured, or None."""
-        state = self._open(call)
-        return None if state.mean is None else Cost(state.mean, state.deviation)
+        return self._open(call).cost
 
     @property
     def task_cost(self) -> float:
@@ -316,20 +214,20 @@ class Planner:
 
     # How it decides
 
-    def _open(self, call: str) -> _Call:
+    def _open(self, call: str) -> CallState:
         try:
             return self._calls[call]
         except KeyError:
             raise KeyError(f"call {call!r} is not open (never opened, or closed already)") from None
 
-    def _workers(self, state: _Call) -> int:
+    def _workers(self, state: CallState) -> int:
         return min(state.n_jobs, self.capacity.parallel)
 
-    def _room(self, state: _Call) -> int | None:
+    def _room(self, state: CallState) -> int | None:
         """Return what n_jobs still allows, or None if the pool is the limit."""
         return max(0, state.n_jobs - state.width) if state.n_jobs < self.capacity.parallel else None
 
-    def _next(self, now: float) -> tuple[_Call, _Shape] | None:
+    def _next(self, now: float) -> tuple[CallState, Shape] | None:
         """Choose who is served next, the call with the fewest slots under way first, and how."""
         waiting = (state for state in self._calls.values() if state.waiting and self._room(state) != 0)
         ready = [state for state in waiting if state.ripe or state.settled(now)]
@@ -339,10 +237,10 @@ class Planner:
                 return state, shape
         return None
 
-    def _shape(self, state: _Call, *, ready: int, settled: bool) -> _Shape | None:
+    def _shape(self, state: CallState, *, ready: int, settled: bool) -> Shape | None:
         """Shape the next bundle of a call, or None if it has to wait for a slot."""
         if ready == 1 and self._whole_nodes(state):
-            return _Shape(slots=self.capacity.slots_per_node)
+            return Shape(slots=self.capacity.slots_per_node)
         free, limit = self.capacity.lanes - self._slots, self.capacity.most_under_way
         if self._slots >= limit:
             return None
@@ -350,7 +248,7 @@ class Planner:
         active = sum(1 for other in self._calls.values() if other.waiting or other.slots)
         owed = max(1, self.capacity.lanes // active) - state.slots if active > 1 else 0
         parts = ceil(free / ready) if free > 0 else max(1, owed)
-        shape = _Shape() if state.alone else self._sized(state, parts)
+        shape = Shape() if state.alone else self._sized(state, parts)
         if free > 0 or owed > 0:
             return shape
         # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
@@ -360,7 +258,7 @@ class Planner:
         seconds = state.mean * max(head, min(shape.calls, state.queued) / shape.width)
         return shape if state.exhausted or state.alone or seconds >= self.task_cost else None
 
-    def _sized(self, state: _Call, parts: int) -> _Shape:
+    def _sized(self, state: CallState, parts: int) -> Shape:
         """Shape a one-slot bundle of a call that has `parts` slots to fill."""
         count, width, room = len(state.queue), self.capacity.workers_per_slot, self._room(state)
         lanes, share = min(self.capacity.lanes, state.n_jobs), 0.0
@@ -397,9 +295,9 @@ class Planner:
             calls = aim or ceil(state.queued / left)
         # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
         least = min(width, ceil(count / parts))
-        return _Shape(1, width, calls, least, count - (parts - 1), left=left, aim=aim, hands=left or parts)
+        return Shape(1, width, calls, least, count - (parts - 1), left=left, aim=aim, hands=left or parts)
 
-    def _whole_nodes(self, state: _Call) -> bool:
+    def _whole_nodes(self, state: CallState) -> bool:
         """Whether each chunk that the call still has can have a node to itself."""
         nodes = self.capacity.nodes
         if self.capacity.slots_per_node == 1 or not state.exhausted or state.alone or len(state.size) > nodes:
@@ -407,44 +305,14 @@ class Planner:
         # Which node a bundle is on is the service's secret: each one may hold a node of its own.
         return nodes - len(self._bundles) >= len(state.queue)
 
-    def _take(self, state: _Call, shape: _Shape) -> Bundle:
-        """Turn the head of the queue into a bundle under way."""
-        if not state.alone:
-            if not state.dealt:
-                self._deal(state, shape)
-            state.dealt -= 1
-        source, chunks, calls = (state.alone or state.queue), list[int](), 0
-        while source and len(chunks) < shape.most:
-            size = state.size[source[0]]
-            if len(chunks) >= shape.least and calls + size > shape.calls:
-                break
-            chunks.append(source.popleft())
-            calls += size
+    def _take(self, state: CallState, shape: Shape) -> Bundle:
         self._last_id += 1
-        load = {"calls": calls, "slots": shape.slots, "width": min(shape.width, len(chunks))}
-        bundle = Bundle(id=self._last_id, call=state.name, chunks=tuple(chunks), **load)
+        bundle = state.take(shape, self._last_id)
         self._bundles[bundle.id] = bundle, state
-        self._count(bundle, state, 1)
-        state.queued -= calls
-        state.left, state.aim, state.served = max(0, shape.left - 1), shape.aim, bundle.id
-        if not state.waiting:
-            state.window, state.ripe = None, False
+        self._slots += bundle.slots
         return bundle
 
-    @staticmethod
-    def _deal(state: _Call, shape: _Shape) -> None:
-        """Deal the chunks of the next bundles out among them, once for all of them.
-
-        Neighbours take about as long as each other, and the first results are wanted first.
-        """
-        waiting = sorted(state.queue)  # as they came, however they were dealt before
-        sums = list(accumulate(state.size[chunk] for chunk in waiting))
-        end = bisect_right(sums, shape.hands * shape.calls)
-        head, state.dealt = waiting[:end], shape.hands
-        hands = (head[hand :: shape.hands] for hand in range(shape.hands))
-        state.queue = deque([*chain.from_iterable(hands), *waiting[end:]])
-
-    def _retire(self, number: int, lost: Sequence[int]) -> tuple[_Call, dict[int, int]]:
+    def _retire(self, number: int, lost: Sequence[int]) -> tuple[CallState, dict[int, int]]:
         """End a bundle; return its call and the calls of its lost chunks, in order."""
         if number not in self._bundles:
             raise KeyError(f"bundle {number} is not under way (finished or requeued already)")
@@ -453,19 +321,8 @@ class Planner:
         if len(missing) != len(lost) or not missing <= set(bundle.chunks):
             raise ValueError(f"chunks to requeue must be distinct ones of {bundle.chunks}, got {tuple(lost)}")
         del self._bundles[number]
-        self._count(bundle, state, -1)
-        sizes = {chunk: state.size.pop(chunk) for chunk in bundle.chunks}
-        back = {chunk: calls for chunk, calls in sizes.items() if chunk in missing}
-        # Outcomes do not name their bundle: assume that all of this one's were seen.
-        seen = bundle.calls - sum(back.values())
-        state.streamed = max(0, state.streamed - seen) if state.calls else 0
-        return state, back
-
-    def _count(self, bundle: Bundle, state: _Call, sign: int) -> None:
-        self._slots += sign * bundle.slots
-        state.slots += sign * bundle.slots
-        state.width += sign * bundle.width
-        state.calls += sign * bundle.calls
+        self._slots -= bundle.slots
+        return state, state.retire(bundle, missing)
 
 
 @cache
