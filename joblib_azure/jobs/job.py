@@ -6,31 +6,30 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..config import AccountConfig, ClusterConfig
-from ..errors import ConflictError, JobError, JoblibAzureError, NodesUnavailableError, ResourceNotFoundError
+from ..errors import ConflictError, JobError, JoblibAzureError, ResourceNotFoundError
 from ..labels import check_format, key_of, name_of
 from ..report import JobCost, Timeline
 from ..report.tables import table
-from ..service import BatchService, BlobService, JobDetails, NodeCounts, NodeFile, TaskState
+from ..service import BatchService, BlobService, JobDetails, NodeFile, TaskState
 from ..storage import JOB_PREFIX, remove_job, session_containers
 from . import names
-from .arrivals import Arrivals
+from .counting import Counting
 from .delivery import deliver, deliver_one
 from .finding import borrowed, connections_of, find, remove
 from .logs import STDERR, follow_log, no_file
 from .names import Description, JobInfo, OnError, check_choice, info_of
 from .status import JobStatus
 from .stored import StoredFiles
-from .watch import Watch
 
 if TYPE_CHECKING:
     from ..cluster import Cluster
     from ..cluster.connections import Connections
 
-#: Seconds between two looks at a log that is followed, and for which a deletion is waited for.
-_FOLLOW, _DELETION = 1.0, 600.0
+#: Seconds between two looks whether the service has deleted a job, and for which that is waited for.
+_LOOK, _DELETION = 1.0, 600.0
 
 
 class Job(StoredFiles):
@@ -60,7 +59,7 @@ class Job(StoredFiles):
         self._details = details
         self.inputs, self.outputs = session_containers(self.id)
         self._call: str | None = None
-        self._counting: Arrivals | None = None
+        self._counting = Counting(self)
 
     def __repr__(self) -> str:
         return f"<Job {self.name!r} on pool {self.pool!r}>"
@@ -72,9 +71,7 @@ class Job(StoredFiles):
 
     def close(self) -> None:
         """Close what looking at it has opened; the job itself goes on."""
-        if self._counting is not None:
-            self._counting.close()
-            self._counting = None
+        self._counting.close()
         if self._owns:
             self._connections.close()
 
@@ -203,36 +200,7 @@ class Job(StoredFiles):
             Where it, or its blobs, are gone.
         ServiceError
         """
-        details = self.details()
-        if self._counting is None:
-            self._counting = Arrivals(self, lambda number, arrival: None)
-        counting = self._counting
-        self._trouble: NodesUnavailableError | None = None
-        try:
-            counting.look(ask=True)
-        except NodesUnavailableError as exc:
-            self._trouble = exc
-        try:
-            nodes: NodeCounts | None = self.batch.node_counts(self.pool)
-        except ResourceNotFoundError:
-            nodes = None
-        description = counting.description
-        state = "submitting" if details.state == "active" and not description.complete else details.state
-        return JobStatus(
-            name=self.name,
-            id=self.id,
-            pool=self.pool,
-            state=state,
-            calls=max(description.calls, counting.highest + 1),
-            done=counting.count - counting.failed,
-            failed=counting.failed,
-            tasks=self.batch.task_counts(self.id),
-            nodes=nodes,
-            created=details.created,
-            ended=details.ended,
-            reason=details.reason,
-            trouble="" if self._trouble is None else str(self._trouble),
-        )
+        return self._counting.status()
 
     def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> JobStatus:
         """Wait until every call has an outcome, or will have none.
@@ -250,20 +218,7 @@ class Job(StoredFiles):
             Where it is not over by then; it goes on.
         JobError, NodesUnavailableError, ServiceError
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        before = -1
-        with Watch(self, progress, lasting=False) as watch:
-            while not (status := self.status()).over:
-                if end is not None and time.monotonic() >= end:
-                    raise TimeoutError(f"waited {timeout:g} s for the end of {status}")
-                counting = cast(Arrivals, self._counting)
-                trouble = counting.interrupted or self._trouble
-                if trouble is not None:
-                    raise trouble
-                watch.take(counting, status.tasks, status.nodes)
-                counting.sleep(counting.count != before, end)
-                before = counting.count
-        return status
+        return self._counting.wait(timeout, progress)
 
     # results --------------------------------------------------------------------------------------------
 
@@ -442,4 +397,4 @@ class Job(StoredFiles):
                 return
             if time.monotonic() > end:
                 raise JobError(f"job {self.name!r} is still {state} after {_DELETION:.0f} s", job=self.id)
-            time.sleep(_FOLLOW)
+            time.sleep(_LOOK)
