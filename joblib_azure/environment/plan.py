@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 #: Where the node code is unpacked in the preparation's folder, and the blob of an environment's archive.
 _UNPACKED, _ARCHIVE = "joblib_azure_unpacked", "environment.tar.gz"
 #: What the job's environment settings hold and no process that runs others' code may have, in the order in which the
-#: task reads them (`node.task`).
+#: task reads them (`node.settings`).
 _SECRETS = ("JOBLIB_AZURE_KEY", "JOBLIB_AZURE_INPUTS", "JOBLIB_AZURE_OUTPUTS")
 #: Runs the task's client from the folder of the node code, without the package around it.
 _CLIENT = "import sys; sys.path.append(sys.argv[1] + '/joblib_azure/node'); from client import main; main()"

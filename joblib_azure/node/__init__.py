@@ -4,6 +4,7 @@ Read in this order::
 
     __main__.py   the command lines
     task.py       one Batch task: fetches its bundle, has it run, streams the outcomes to storage
+    settings.py   what the service told it
     storage.py    the task's few requests to storage
     inputs.py     its buffers on their way to the node
     cache.py      where the node keeps them, for all tasks

@@ -24,8 +24,9 @@ from .baseline import CALLS, DIRTY
 from .client import Channel
 from .lease import LeasedRunner
 from .proc import leave_no_core, resident
+from .settings import TaskSettings
 from .storage import TaskStorage
-from .task import Task, TaskSettings
+from .task import Task
 
 #: Below the package's root on the node: a folder for each task that runs.
 LEASES = "leases"

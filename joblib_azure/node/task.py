@@ -17,7 +17,6 @@ same `Task` where it has.
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import gc
 import os
@@ -27,19 +26,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from ..codec import ReadBundle, Record, read_bundle
-from ..retries import SERVICE_SECONDS
-from . import place
 from .begin import begin
 from .cache import Cache
 from .cores import Cores
-from .given import link_files, store_files, working_folder
+from .given import link_files, store_files
 from .inputs import Inputs
 from .journal import JournalReader, Outcome
 from .log import TaskLog
@@ -47,6 +43,7 @@ from .overlay import unpack_overlay
 from .proc import leave_no_core
 from .process import RunnerProcess
 from .sender import Sender
+from .settings import TaskSettings, cores_of
 from .storage import TaskStorage
 from .versions import differences, read_inventory
 
@@ -60,73 +57,10 @@ _PROBE = 1 << 16
 MAX_POOL_FAILURES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskSettings:
-    """What the service told this task, through its environment and its command line."""
-
-    job: str
-    call: str  #: the Parallel call
-    task: str
-    node: str
-    dedicated: bool | None  #: the node's kind; None where the service does not tell
-    key: bytes
-    inputs: str
-    outputs: str
-    workers: int
-    width: int
-    threads: int | None
-    root: Path  #: of the package, on this node
-    folder: Path  #: in which the calls run
-    cache_limit: int | None
-    seconds: float  #: for which storage may be out of reach
-    node_workers: int | None  #: that may compute at once on the node; None: nobody counts
-    log: Path | None  #: where the task's stderr goes
-
-    @property
-    def cache(self) -> Path:
-        """The node's buffers."""
-        return self.root / "buffers"
-
-    def __repr__(self) -> str:
-        return f"TaskSettings(job={self.job!r}, task={self.task!r}, node={self.node!r}, …)"
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str], secrets: IO[str]) -> TaskSettings:
-        """Read the settings; the secrets from where no other process can: key, inputs, outputs."""
-        key, inputs, outputs = secrets.readline().split()
-        workers, width, threads = _cores(environ)
-        return cls(
-            job=environ["AZ_BATCH_JOB_ID"],
-            call=environ["JOBLIB_AZURE_CALL"],
-            task=environ["AZ_BATCH_TASK_ID"],
-            node=environ["AZ_BATCH_NODE_ID"],
-            dedicated={"true": True, "false": False}.get(environ.get("AZ_BATCH_NODE_IS_DEDICATED", "").lower()),
-            key=base64.b64decode(key),
-            inputs=inputs,
-            outputs=outputs,
-            workers=workers,
-            width=width,
-            threads=threads,
-            root=place.root(environ),
-            folder=working_folder(environ),
-            seconds=float(environ.get("JOBLIB_AZURE_SERVICE_TIMEOUT", SERVICE_SECONDS)),
-            node_workers=int(count) if (count := environ.get("JOBLIB_AZURE_NODE_WORKERS")) else None,
-            cache_limit=int(float(limit) * 1e9) if (limit := environ.get("JOBLIB_AZURE_CACHE")) else None,
-            log=Path(folder) / "stderr.txt" if (folder := environ.get("AZ_BATCH_TASK_DIR")) else None,
-        )
-
-
-def _cores(environ: Mapping[str, str]) -> tuple[int, int, int | None]:
-    """Return the cores of the task, the chunks that run at once, and ``inner_max_num_threads``."""
-    threads = environ.get("JOBLIB_AZURE_THREADS")
-    width = int(environ["JOBLIB_AZURE_WIDTH"])
-    return int(environ["JOBLIB_AZURE_WORKERS"]), width, int(threads) if threads else None
-
-
 def main() -> int:
     """Run the task; 0 where every chunk has an outcome, whatever the calls raised."""
     begun = time.time()
-    workers, width, threads = _cores(os.environ)
+    workers, width, threads = cores_of(os.environ)
     runner = RunnerProcess(workers, width, threads)
     # Before the secrets are read: the copy must not have them.
     pipes = runner.fork()
