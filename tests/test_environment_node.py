@@ -19,7 +19,7 @@ import pytest
 
 from joblib_azure import LocalCluster
 from joblib_azure.node import archive, interpreter
-from joblib_azure.node.prepare import Environment, PreparationError
+from joblib_azure.node.environment import Environment, PreparationError
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_python_from_the_client_where_the_node_has_another(
 def test_room_is_made_of_what_nobody_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    from joblib_azure.node import prepare
+    from joblib_azure.node import environment
 
     monkeypatch.setenv("AZ_BATCH_NODE_ROOT_DIR", str(tmp_path / "batch" / "tasks"))
     folders = tmp_path / "joblib_azure" / str(os.getuid()) / "environments"
@@ -158,6 +158,6 @@ def test_room_is_made_of_what_nobody_uses(tmp_path: Path, monkeypatch: pytest.Mo
     made = Environment(described(python="3.11"))
     made._make_room()
     assert (folders / "old").exists()
-    monkeypatch.setattr(prepare, "_ENOUGH_SPACE", 1 << 62)
+    monkeypatch.setattr(environment, "_ENOUGH_SPACE", 1 << 62)
     made._make_room()
     assert [path.name for path in folders.iterdir()] == ["new"]

@@ -15,7 +15,7 @@ Read in this order::
     versions.py   what a node compares before it unpickles
     code.py       this package's own code for the nodes
 
-The node's side is `joblib_azure.node.prepare`, `.archive`, `.interpreter`, `.overlay` and `.versions`.
+The node's side is `joblib_azure.node.prepare`, `.environment`, `.archive`, `.interpreter`, `.overlay` and `.versions`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ And before the first task of a job, under whatever Python the node has::
 
     place.py        the root of our own on the node
     prepare.py      the job preparation: the environment of the job's lock, then the node code
+    environment.py  that environment: found, unpacked or installed
     archive.py      a ready environment in storage, for the nodes to come
     interpreter.py  which Python of the node runs it
     locks.py        one process of the node at a time
