@@ -75,8 +75,9 @@ def begun(work):
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[LocalHost]:
-    # A minute of the service's own intervals is a second: a pool without work has no nodes soon.
-    with cli_process.account("--clock-rate", "60", "--timing-out-sizes", "Emulated_C2=0") as host:
+    # Four minutes of the service's own intervals are a second: a pool without work has no nodes soon, and takes the end
+    # of a floor right after its begin.
+    with cli_process.account("--clock-rate", "240", "--timing-out-sizes", "Emulated_C2=0") as host:
         yield host
 
 
@@ -232,7 +233,7 @@ if not child:
 os.kill(child, signal.SIGTERM)
 say("the child: %d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 say("then %s" % Parallel()(delayed(abs)(-i) for i in range(3)))
-time.sleep(1)  # a pool takes one floor in 30 s, which are half a second here: its own nodes are not to be let go before
+time.sleep(1)  # a pool takes one floor in 30 s, here in an eighth of one: its nodes are not to be let go before
 """
 
 
@@ -322,7 +323,7 @@ def _waits(cluster: Cluster) -> None:
         return any(pool.id == cluster.config.name and floor(cluster) for pool in cluster.batch.pools())
 
     until(asked, 40, "the client asks for no node")
-    time.sleep(1)  # Of the 30 s between two floors this is more than half a second.
+    time.sleep(1)  # Of the 30 s between two floors this is more than an eighth of a second.
 
 
 # What is left to itself, and ends with the interpreter.
