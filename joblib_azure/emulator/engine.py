@@ -18,6 +18,7 @@ from . import nodes
 from .allocation import Allocation
 from .autoscaler import Autoscaler
 from .jobs import Jobs
+from .latency import Latency
 from .mishaps import Mishaps
 from .nodelife import NodeLives
 from .options import Options
@@ -47,6 +48,7 @@ class Engine:
         self.root = root
         self.run_id = run_id
         self.options = options
+        self.latency = Latency(options.latency, options.clock_rate, options.latency_seed)
         self.cpus = nodes.CpuAllotment()
         self.processes = Processes(run_id)
         self.mishaps = Mishaps(self)

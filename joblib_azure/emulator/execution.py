@@ -57,7 +57,18 @@ def failure(code: str, message: str, category: str = "usererror", **details: str
 
 
 class Execution:
-    """Runs a command to its end and writes into `progress` how it went."""
+    """Runs a command to its end and writes into `progress` how it went.
+
+    Parameters
+    ----------
+    processes : Processes
+    command : Command
+    progress : Progress
+    in_its_place : callable
+        Returns what a try runs in place of its command line, if anything.
+    report : float, default 0
+        Seconds that the word of its end is on its way to the service.
+    """
 
     def __init__(
         self,
@@ -65,11 +76,14 @@ class Execution:
         command: Command,
         progress: Progress,
         in_its_place: Callable[[], str | None] = lambda: None,
+        *,
+        report: float = 0.0,
     ) -> None:
         self._processes = processes
         self._command = command
         self._progress = progress
         self._in_its_place = in_its_place
+        self._report = report
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._identity = nodes.identity(command.environment)
 
@@ -82,6 +96,12 @@ class Execution:
     def stopped(self) -> asyncio.Future[str]:
         """Done, with the reason, once `stop` was called."""
         return self._stop
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for so long, or until it is stopped. :raises Stopped:"""
+        await asyncio.wait([self._stop], timeout=seconds)
+        if self._stop.done():
+            raise Stopped(self._stop.result())
 
     async def run(self) -> None:
         """Run until the command succeeds, is out of tries, or is stopped.
@@ -109,8 +129,11 @@ class Execution:
                 Message="The task exited with an exit code representing a failure",
                 AdditionalErrorCode="FailureExitCode",
             )
+        ended = times.now()
+        if self._report:  # what ends the task meanwhile finds it running
+            await self.pause(self._report)
         # why the process failed says more than why its files are not there
-        progress.finish(code, problem or upload)
+        progress.finish(code, problem or upload, ended)
 
     async def _try(self, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
         try:

@@ -37,7 +37,7 @@ class NodeLives:
         node.move("starting")
         node.boot_time = times.now()
         await asyncio.to_thread(nodes.make_folders, node)
-        await asyncio.sleep(self._engine.options.boot_seconds)
+        await asyncio.sleep(self._engine.options.boot_seconds + self._engine.latency.boot())
         if node.state != "starting":
             return
         if self._to_be_unusable > 0:

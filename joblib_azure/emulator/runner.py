@@ -58,8 +58,9 @@ class Runner:
         )
         if "constraints" not in task.spec:  # the job's wall clock is the job's
             command = Command(**{**vars(command), "max_wall_clock": None})
-        task.execution = Execution(self._engine.processes, command, task.progress)
-        seconds = self._engine.options.dispatch_seconds
+        latency = self._engine.latency
+        task.execution = Execution(self._engine.processes, command, task.progress, report=latency.report())
+        seconds = self._engine.options.dispatch_seconds + latency.dispatch()
         wait_for = self._arrive(task, node) if not seconds else None
         task.driver = self._engine.spawn(self._drive(task, node, task.execution, seconds, wait_for))
 
@@ -80,7 +81,7 @@ class Runner:
         reason = None
         try:
             if seconds:
-                await self._dispatched(execution, seconds)
+                await execution.pause(seconds)
                 wait_for = self._arrive(task, node)
             if wait_for is not None:
                 await self._prepared(wait_for, execution)
@@ -110,13 +111,6 @@ class Runner:
                 task.progress.finish(KILLED if started else None, ended_by_request())
             self._complete(task, node)
         self._engine.scheduler.poke()
-
-    @staticmethod
-    async def _dispatched(execution: Execution, seconds: float) -> None:
-        """Wait as long as the service takes to hand a task to its node."""
-        await asyncio.wait([execution.stopped], timeout=seconds)
-        if execution.stopped.done():
-            raise Stopped(execution.stopped.result())
 
     @staticmethod
     async def _prepared(preparation: Preparation, execution: Execution) -> None:

@@ -21,6 +21,7 @@ from .autoscale import METRICS, Formula, History
 
 if TYPE_CHECKING:
     from .execution import Execution
+    from .latency import LateCounts
 
 _sequence = itertools.count(1)
 
@@ -76,8 +77,8 @@ class Progress:
         self.state, self.start = "running", times.now()
         self.end = self.exit_code = self.failure = self.result = None
 
-    def finish(self, exit_code: int | None, failure: dict[str, Any] | None) -> None:
-        self.state, self.end = "completed", times.now()
+    def finish(self, exit_code: int | None, failure: dict[str, Any] | None, ended: datetime | None = None) -> None:
+        self.state, self.end = "completed", ended or times.now()
         self.exit_code, self.failure = exit_code, failure
         self.result = "failure" if failure else "success"
 
@@ -217,6 +218,9 @@ class Job(Resource):
         }
     )
 
+    #: Those that clients see, where they are late.
+    late_counts: LateCounts | None = None
+
     @property
     def pool_id(self) -> str:
         return self.auto_pool or str(self.spec["poolInfo"].get("poolId", ""))
@@ -255,6 +259,15 @@ class Job(Resource):
         for name in names:
             self.counts[name][0] += sign
             self.counts[name][1] += sign * task.slots
+            if self.late_counts is not None:
+                self.late_counts.add(name, sign, sign * task.slots)
+
+    def shown_counts(self) -> dict[str, list[int]]:
+        """Return the counts as clients see them."""
+        if self.late_counts is None:
+            return self.counts
+        late = self.late_counts.shown()
+        return {name: late.get(name, [0, 0]) for name in self.counts}
 
 
 @dataclass(eq=False, kw_only=True)

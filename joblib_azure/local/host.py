@@ -34,6 +34,7 @@ from joblib_azure.local.storm import Storm, storm_spec
 
 if TYPE_CHECKING:
     from joblib_azure.chaos.schedule import Schedule
+    from joblib_azure.emulator.options import Options
 
 __all__ = ["LocalHost", "emulator_flags", "processes_of"]
 
@@ -301,6 +302,15 @@ def emulator_flags(given: Mapping[str, Any]) -> list[str]:
     ConfigurationError
         For a name that there is not, and a value out of range.
     """
+    return _emulator_options(given).arguments()
+
+
+def node_seconds(given: Mapping[str, Any]) -> float:
+    """Return the most that a node of the emulated account takes until its start task, of the same options."""
+    return float(_emulator_options(given).node_seconds)
+
+
+def _emulator_options(given: Mapping[str, Any]) -> Options:
     from joblib_azure.emulator.options import Options
 
     known = [each.name for each in dataclasses.fields(Options)]
@@ -316,7 +326,7 @@ def emulator_flags(given: Mapping[str, Any]) -> list[str]:
         wrong.append(str(exc))
     if wrong:
         raise ConfigurationError("the emulator's options are not usable:\n  " + "\n  ".join(wrong))
-    return options.arguments()
+    return options
 
 
 def _new_key() -> str:
