@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import nodes, outputfiles, resourcefiles, times
-from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Process, Processes, ProgramNotFound
+from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Machine, ProgramNotFound
 from .state import Progress
 
 #: What the service reports when it ended a task itself: the operating system's code for SIGKILL.
@@ -61,7 +61,7 @@ class Execution:
 
     Parameters
     ----------
-    processes : Processes
+    processes : Machine
     command : Command
     progress : Progress
     in_its_place : callable
@@ -72,7 +72,7 @@ class Execution:
 
     def __init__(
         self,
-        processes: Processes,
+        processes: Machine,
         command: Command,
         progress: Progress,
         in_its_place: Callable[[], str | None] = lambda: None,
@@ -149,13 +149,16 @@ class Execution:
         # each try has its own, or the sweep after one would kill the next
         launch_id = uuid.uuid4().hex
         identity = {**self._identity, LAUNCH_ID_VARIABLE: launch_id}
+        instead = self._in_its_place()
         launch = Launch(
-            command_line=self._in_its_place() or command.command_line,
+            command_line=instead or command.command_line,
             environment={**command.environment, LAUNCH_ID_VARIABLE: launch_id},
             directory=command.directory / "wd",
             stdout=command.directory / "stdout.txt",
             stderr=command.directory / "stderr.txt",
             cpus=command.cpus,
+            resource_files=command.resource_files,
+            replaced=instead is not None,
         )
         try:
             process = await self._processes.start(launch)
@@ -169,10 +172,11 @@ class Execution:
 
     async def _make_ready(self, deadline: float | None) -> None:
         directory = self._command.directory
-        (directory / "wd").mkdir(parents=True, exist_ok=True)
+        if self._processes.has_disk:
+            (directory / "wd").mkdir(parents=True, exist_ok=True)
         if self._stop.done():
             raise Stopped(self._stop.result())
-        if self._command.resource_files:
+        if self._command.resource_files and self._processes.has_disk:
             await self._in_thread(deadline, resourcefiles.download_all, self._command.resource_files, directory / "wd")
 
     async def _upload(self, code: int) -> dict[str, Any] | None:
@@ -182,7 +186,7 @@ class Execution:
         """
         command = self._command
         files = outputfiles.wanted(command.output_files, code)
-        if not files:
+        if not files or not self._processes.has_disk:
             return None
         try:
             await self._in_thread(None, outputfiles.upload_all, files, command.directory, command.environment)
@@ -215,7 +219,7 @@ class Execution:
         raise asyncio.TimeoutError
 
     async def _watch(
-        self, process: Process, identity: dict[str, str], deadline: float | None
+        self, process: Any, identity: dict[str, str], deadline: float | None
     ) -> tuple[int | None, dict[str, Any] | None]:
         loop = asyncio.get_running_loop()
         ended = loop.create_task(process.wait())

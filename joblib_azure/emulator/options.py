@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from . import tls
+from .executors import name_of
 from .latency import PROFILES, most_to_a_node
 
 
@@ -67,6 +68,10 @@ class Options:
         "none",
     )
     latency_seed: int = _option("what latencies are drawn with: the same number draws the same", 0)
+    executor: str | None = _option(
+        "FILE.py:NAME or MODULE:NAME of an asynchronous function that runs tasks in place of processes, so that nodes "
+        "are simulated (see the module simulated)"
+    )
     refuse_shared_key: bool = _option("an account that takes Entra tokens only", False)
     token_signer: str | None = _option(
         "PEM file of the certificate, or public key, that Entra tokens must be signed with; without it none is taken"
@@ -98,6 +103,8 @@ class Options:
             object.__setattr__(self, "token_signer", os.path.abspath(self.token_signer))
             tls.read_public_key(self.token_signer)
         object.__setattr__(self, "job_submitters", tuple(self.job_submitters))
+        if self.executor is not None:
+            object.__setattr__(self, "executor", name_of(self.executor))
 
     @property
     def node_seconds(self) -> float:

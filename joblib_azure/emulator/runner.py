@@ -47,10 +47,7 @@ class Runner:
     def start(self, task: Task, node: Node) -> None:
         """Take slots of a node for a task, and set it going."""
         job = task.job
-        node.slots_used += task.slots
-        node.assigned[task] = None
-        if task.exclusive:
-            node.exclusive = task
+        node.take(task)
         job.busy += 1
         node.move("running")
         command = self._command(
@@ -96,10 +93,7 @@ class Runner:
             task.progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "servererror"))
         task.execution = task.driver = None
         job.busy -= 1
-        node.slots_used -= task.slots
-        node.assigned.pop(task, None)
-        if node.exclusive is task:
-            node.exclusive = None
+        node.give_back(task)
         if not node.assigned and node.state == "running":
             node.move("idle")
         if reason in (REQUEUE, LOST, "barred"):

@@ -7,6 +7,7 @@ Everything here is touched by the event loop's thread only, so nothing is locked
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import deque
@@ -123,6 +124,9 @@ class Pool(Resource):
     allocation_since: datetime = field(default_factory=times.now)
     resize_errors: list[dict[str, Any]] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    #: Those that would take a task now, by the slots that they have free: kept by the nodes (`Node.note`), so that no
+    #: task costs a look at all of them.
+    open_nodes: dict[int, dict[Node, None]] = field(default_factory=dict)
     #: The coroutine that brings the number of nodes to the target.
     resizing: asyncio.Task[None] | None = None
     stop_resize: bool = False
@@ -176,8 +180,10 @@ class Node(Resource):
     losing: asyncio.Task[None] | None = None
     #: The task that has the node for itself.
     exclusive: Task | None = None
+    #: Under how many slots the pool has it among its open nodes; 0: it is not there.
+    open_slots: int = 0
 
-    @property
+    @functools.cached_property
     def root(self) -> Path:
         """Batch's own folder on the disk; what a program keeps beside it is the program's own."""
         return self.machine / "batch" / "tasks"
@@ -189,6 +195,40 @@ class Node(Resource):
     @property
     def accepts_tasks(self) -> bool:
         return self.scheduling_enabled and self.exclusive is None and self.state in ("idle", "running")
+
+    def move(self, state: str) -> None:
+        super().move(state)
+        self.note()
+
+    def take(self, task: Task) -> None:
+        """Give a task its slots."""
+        self.slots_used += task.slots
+        self.assigned[task] = None
+        if task.exclusive:
+            self.exclusive = task
+        self.note()
+
+    def give_back(self, task: Task) -> None:
+        """Free the slots of a task."""
+        self.slots_used -= task.slots
+        self.assigned.pop(task, None)
+        if self.exclusive is task:
+            self.exclusive = None
+        self.note()
+
+    def note(self) -> None:
+        """Tell the pool what is free here, where that has changed."""
+        slots = max(0, self.free_slots) if self.accepts_tasks else 0
+        if slots == self.open_slots:
+            return
+        groups = self.pool.open_nodes
+        if self.open_slots:
+            del groups[self.open_slots][self]
+            if not groups[self.open_slots]:
+                del groups[self.open_slots]
+        if slots:
+            groups.setdefault(slots, {})[self] = None
+        self.open_slots = slots
 
 
 @dataclass(eq=False, kw_only=True)
