@@ -93,7 +93,7 @@ def test_what_is_terminated_or_takes_too_long_is_killed(lab: Lab, job: str) -> N
 
 def test_there_are_no_files(lab: Lab, pool: str, job: str) -> None:
     task = lab.run(job, "exit 0").id
-    lab.refused(404, "TaskFilesCleanedup", lab.text, job, task)
+    lab.refused(409, "TaskFilesCleanedup", lab.text, job, task)
     assert list(lab.client.list_node_files(pool, lab.nodes(pool)[0].id)) == []
 
 
