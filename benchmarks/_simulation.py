@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import functools
 import heapq
 import http.client
@@ -95,6 +96,9 @@ class _Run:
         self._node_workers = int(environment.get("JOBLIB_AZURE_NODE_WORKERS", self._workers))
         self._times = {"begun": time.time()}
         self._position = self._count = 0
+        self._queue: list[bytes] = []
+        self._news = asyncio.Event()
+        self._closing = False
         self._name = ""
         self._late = 0.0
 
@@ -106,11 +110,24 @@ class _Run:
         done = await self._loop.run_in_executor(_computing, self._compute, bundle)
         cores = _cores(self._node, self._node_workers)
         await cores.take(self._workers)
+        # By itself, as on a node: storage that is slow holds up no call.
+        sender = asyncio.ensure_future(self._send_all(bundle.manifest["spacing"]))
         try:
             self._mark("admitted")
-            await self._pass(done, bundle.manifest["spacing"])
+            await self._pass(done)
+            self._mark("ran", "ended")
+        except BaseException:
+            sender.cancel()
+            raise
         finally:
             cores.give_back(self._workers)
+        queued = self._times["admitted"] - self._times["ready"]
+        more = {"waited": 0.0, "queued": queued, "python": platform.python_version(), "warm": True}
+        self._put({"end": {**self._report(), **more}})
+        self._closing = True
+        self._news.set()
+        await sender
+        self._mark("sent")
         busy = sum(each.seconds for each in done) / self._rate
         where = {"node": self._node, "chunks": len(done), "calls": sum(each.calls for each in done)}
         self._log({**where, "busy": busy, "late": self._late, **self._times})
@@ -166,34 +183,13 @@ class _Run:
 
     # their time -----------------------------------------------------------------------------------------
 
-    async def _pass(self, done: list[Done], spacing: tuple[float, float]) -> None:
-        """Let the calls' time pass, and send their outcomes as they end."""
+    async def _pass(self, done: list[Done]) -> None:
+        """Let the calls' time pass, and hand over their outcomes as they end."""
         begun, began = self._loop.time(), time.time()
-        ends = deque(sorted(self._deal(done), key=lambda each: each[1]))
-        queue: list[bytes] = []
-        last = -float("inf")
-        while ends or queue:
-            now = self._loop.time()
-            age = now - begun
-            pause = min(spacing[1], max(spacing[0], _GROWTH * age))
-            if queue and (now - last >= pause or not ends):
-                if not ends:
-                    break  # with the end record
-                await self._send(queue)
-                queue, last = [], self._loop.time()
-                continue
-            due = begun + ends[0][1]
-            wake = min(due, last + pause) if queue else due
-            await asyncio.sleep(max(0.0, wake - now))
-            if (now := self._loop.time()) >= due:
-                self._late = max(self._late, now - due)
-                start, end, each = ends.popleft()
-                queue.append(self._outcome(each, began + start, end - start))
-        self._mark("ran", "ended")
-        more = {"waited": 0.0, "queued": self._times["admitted"] - self._times["ready"]}
-        more |= {"python": platform.python_version(), "warm": True}
-        queue.append(self._record({"end": {**self._report(), **more}}))
-        await self._send(queue)
+        for start, end, each in sorted(self._deal(done), key=lambda each: each[1]):
+            await asyncio.sleep(max(0.0, begun + end - self._loop.time()))
+            self._late = max(self._late, self._loop.time() - begun - end)
+            self._put_outcome(each, began + start, end - start)
 
     def _deal(self, done: list[Done]) -> Iterator[tuple[float, float, Done]]:
         """Yield when each chunk begins and ends, in real seconds: whichever worker is free takes the next."""
@@ -211,23 +207,40 @@ class _Run:
         dedicated = self._environment.get("AZ_BATCH_NODE_IS_DEDICATED") == "true"
         return {**self._times, **cores, "node": self._node, "dedicated": dedicated}
 
-    def _outcome(self, each: Done, began: float, seconds: float) -> bytes:
+    def _put_outcome(self, each: Done, began: float, seconds: float) -> None:
         head: dict[str, Any] = {"ok": each.ok, "began": began, "seconds": seconds, "calls": each.calls}
         if not self._count:
             head["run"] = self._report()
         if not each.ok:
             head["node"] = self._node
-        return self._record({**head, "chunk": each.chunk}, each.body)
+        self._put({**head, "chunk": each.chunk}, each.body)
 
-    def _record(self, head: dict[str, Any], body: bytes = b"") -> bytes:
-        record = seal(self._key, f"{self._job}/{self._name}#{self._count}", head, body)
+    def _put(self, head: dict[str, Any], body: bytes = b"") -> None:
+        self._queue.append(seal(self._key, f"{self._job}/{self._name}#{self._count}", head, body))
         self._count += 1
-        return record
+        self._news.set()
 
-    async def _send(self, records: list[bytes]) -> None:
-        data = b"".join(records)
-        await self._loop.run_in_executor(_storage, self._append, data)
-        self._position += len(data)
+    async def _send_all(self, spacing: tuple[float, float]) -> None:
+        """Append outcomes until the last: the first of a pause at once, others when `spacing` has passed."""
+        begun, last = self._loop.time(), -float("inf")
+        while not self._closing or self._queue:
+            await self._news.wait()
+            pause = min(spacing[1], max(spacing[0], _GROWTH * (self._loop.time() - begun)))
+            rest = last + pause - self._loop.time()
+            while rest > 0 and not self._closing:
+                self._news.clear()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), rest)
+                rest = last + pause - self._loop.time()
+            self._news.clear()
+            queue, self._queue = self._queue, []
+            if queue:
+                data = b"".join(queue)
+                await self._loop.run_in_executor(_storage, self._append, data)
+                self._position += len(data)
+                last = self._loop.time()
+            if self._closing:
+                self._news.set()
 
     def _append(self, data: bytes) -> None:
         headers = {"x-ms-blob-condition-appendpos": str(self._position)}
