@@ -48,6 +48,8 @@ LOG = "simulation.jsonl"
 _START, _PREPARATION = 10.0, 20.0
 #: Requests to storage under way at a time, and tries of one.
 _STREAMS, _TRIES = 8, 5
+#: Seconds that one may take.
+_TIMEOUT = 60.0
 #: Runs of a task, as a node has them.
 _MOST_RUNS = 5
 #: Seconds between two looks for a buffer that is on its way, and until nobody waits any more.
@@ -387,7 +389,11 @@ class _Blobs:
         given = {"x-ms-version": _VERSION, "Content-Length": str(len(body)), **(headers or {})}
         for left in reversed(range(_TRIES)):
             kept = self._kept.setdefault(parts.netloc, [])
-            connection = kept.pop() if kept else http.client.HTTPConnection(parts.netloc, timeout=60)
+            # Again over one of its own: the server closes those that are idle, all of them at about the same time.
+            again = left < _TRIES - 1
+            connection = (
+                kept.pop() if kept and not again else http.client.HTTPConnection(parts.netloc, timeout=_TIMEOUT)
+            )
             try:
                 connection.request(method, f"{parts.path}?{parts.query}", body or None, given)
                 answer = connection.getresponse()

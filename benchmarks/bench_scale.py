@@ -3,7 +3,7 @@
 Simulated nodes (`_simulation.py`) on the emulator under its azure profile, so that nodes, tasks and requests are as
 slow as was published of the service, on a clock that goes ``--clock`` times faster. Calls that sleep ``--seconds`` each
 go to the whole pool as one Parallel, whose generator's consumer is slow: it takes half as long again for a result as
-the pool. A row for each number of nodes, each in a process of its own:
+the pool (``--slowness``). A row for each number of nodes, each in a process of its own:
 
 - are all results right;
 - by how much did the client's memory grow, from before the Parallel until its end;
@@ -27,30 +27,29 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import psutil
-from _common import AccessLogs, print_table, save
+from _common import RESULTS, AccessLogs, print_table, save
+from _scale import Memory, Servers, base, cpu_of_threads
 from _simulation import LOG
 from azure.batch import BatchClient, models
 from azure.core.credentials import AzureNamedKeyCredential
 from joblib import Parallel, delayed, parallel_config
-from joblib.parallel import ParallelBackendBase
 from pydantic import SecretStr
 
 from joblib_azure import Cluster, ClusterConfig
 from joblib_azure.config import AccountConfig
 from joblib_azure.emulator import BatchEmulator
 from joblib_azure.emulator.options import Options
-from joblib_azure.local.host import LocalHost, emulator_flags, processes_of
+from joblib_azure.local.host import LocalHost, emulator_flags
 from joblib_azure.registry import close_sessions, session_for
 
 EXECUTOR = f"{Path(__file__).parent / '_simulation.py'}:run"
@@ -58,11 +57,10 @@ EXECUTOR = f"{Path(__file__).parent / '_simulation.py'}:run"
 MOST_GROWTH, MOST_CPU, MOST_REQUESTS, LEAST_BUSY = 300e6, 0.1e-3, 1 / 50, 0.95
 #: From which on the emulator was in the way: of one core, and of a call's real time by which it was late.
 MOST_OF_A_CORE, MOST_LATE = 0.7, 0.05
-#: How much slower than the pool the consumer is.
-_SLOWNESS = 1.5
 #: A node looks for its call's abort blob so often, in seconds; simulated ones do not.
 _ABORT_LOOK = 5.0
-_BASE_CALLS = 20_000
+#: Multiples of it, less their whole part, lie evenly between 0 and 1.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def work(number: int, seconds: float) -> int:
@@ -100,21 +98,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             figures |= _run(options, cluster, host)
         close_sessions(cluster)
         requests = AccessLogs(host).counts()
-        figures |= _requests(requests, figures["tasks"]) | _log_figures(host.folder / "nodes" / LOG, options)
+        RESULTS.mkdir(exist_ok=True)
+        log = Path(shutil.copy(host.folder / "nodes" / LOG, RESULTS / f"scale-{options.nodes}.jsonl"))
+        figures |= _requests(requests, figures["tasks"]) | _log_figures(log, options)
         cluster.close()
-    figures |= _base(options, figures["calls_a_chunk"])
+    workers = options.nodes * options.cores
+    figures |= base(lambda count: _calls(count, options), options.calls, figures["calls_a_chunk"], workers)
     figures["client_cpu"] = figures["cpu_a_call"] - figures["joblib_cpu"] - figures["cloudpickle_cpu"]
     return figures
 
 
 def _run(options: argparse.Namespace, cluster: Cluster, host: LocalHost) -> dict[str, Any]:
-    pause = _SLOWNESS * options.seconds / options.clock / (options.nodes * options.cores)
-    servers = _Servers(host)
+    pause = options.slowness * options.seconds / options.clock / (options.nodes * options.cores)
+    servers = Servers(host)
     right = 0
     gc.collect()
-    with _Memory() as memory:
+    with Memory() as memory:
         cpu, began = time.process_time(), time.monotonic()
-        results = Parallel(return_as="generator")(delayed(work)(n, options.seconds) for n in range(options.calls))
+        results = Parallel(return_as="generator")(_calls(options.calls, options))
         first = None
         for number, result in enumerate(results):
             first = time.monotonic() - began if first is None else first
@@ -126,7 +127,7 @@ def _run(options: argparse.Namespace, cluster: Cluster, host: LocalHost) -> dict
         cpu, seconds = time.process_time() - cpu, time.monotonic() - began
         growth = memory.growth()
     tasks = session_for(cluster).tasks_added
-    by_thread = _cpu_of_threads(options.calls)
+    by_thread = cpu_of_threads(options.calls)
     return {
         "calls": options.calls,
         "right": right,
@@ -138,62 +139,6 @@ def _run(options: argparse.Namespace, cluster: Cluster, host: LocalHost) -> dict
         "cpu_by_thread": by_thread,
         **servers.cpu(seconds),
     }
-
-
-def _cpu_of_threads(calls: int) -> dict[str, float]:
-    """Return the CPU of the threads that live, the imports before the calls too, by name and for each call."""
-    names = {thread.native_id: thread.name.rstrip("0123456789-_ ()") for thread in threading.enumerate()}
-    found = Counter[str]()
-    for thread in psutil.Process().threads():
-        found[names.get(thread.id, "others")] += thread.user_time + thread.system_time
-    return {name: seconds / calls for name, seconds in found.most_common()}
-
-
-class _Memory:
-    """Watches this process's memory on a thread, whose own CPU it knows."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._over = threading.Event()
-        self._start = self._most = self._process.memory_info().rss
-        self.cpu = 0.0
-
-    def __enter__(self) -> _Memory:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            self._most = max(self._most, self._process.memory_info().rss)
-            self.cpu = time.thread_time()
-
-    def growth(self) -> int:
-        """Return the bytes by which it has grown at most since it began to watch."""
-        return max(self._most, self._process.memory_info().rss) - self._start
-
-
-class _Servers:
-    """The CPU that the emulator and Azurite take."""
-
-    def __init__(self, host: LocalHost) -> None:
-        found = {process: " ".join(process.cmdline()) for process in processes_of(host.run_id)}
-        self._processes = {
-            name: [process for process, line in found.items() if part in line]
-            for name, part in (("emulator", "joblib_azure.emulator"), ("azurite", "azurite"))
-        }
-        self._start = self._seconds()
-
-    def _seconds(self) -> dict[str, float]:
-        return {name: sum(sum(each.cpu_times()[:2]) for each in found) for name, found in self._processes.items()}
-
-    def cpu(self, seconds: float) -> dict[str, float]:
-        """Return what each has taken since, as a part of one core."""
-        return {f"{name}_load": (now - self._start[name]) / seconds for name, now in self._seconds().items()}
 
 
 def _requests(found: Counter[str], tasks: int) -> dict[str, Any]:
@@ -229,57 +174,11 @@ def _log_figures(log: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# what joblib and cloudpickle take -----------------------------------------------------------------------------
-
-
-class _Future:
-    def __init__(self, results: list[Any]) -> None:
-        self._results = results
-
-    def get(self, timeout: float | None = None) -> list[Any]:
-        return self._results
-
-
-class NoBackend(ParallelBackendBase):  # type: ignore[misc]
-    """Does nothing with a chunk, on a thread of its own as the real one."""
-
-    supports_retrieve_callback = True
-    calls_a_chunk = 1
-    workers = 2
-
-    def effective_n_jobs(self, n_jobs: int | None) -> int:
-        return self.workers
-
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **ignored: Any) -> int:
-        self.parallel = parallel
-        return self.workers
-
-    def compute_batch_size(self) -> int:
-        return self.calls_a_chunk
-
-    def submit(self, func: Any, callback: Callable[[Any], Any]) -> _Future:
-        future = _Future([None] * len(func))
-        threading.Thread(target=callback, args=(future,)).start()
-        return future
-
-    def retrieve_result_callback(self, out: _Future) -> list[Any]:
-        return out.get()
-
-
-def _base(options: argparse.Namespace, calls_a_chunk: float) -> dict[str, float]:
-    calls = min(options.calls, _BASE_CALLS)
-    NoBackend.calls_a_chunk, NoBackend.workers = max(1, round(calls_a_chunk)), options.nodes * options.cores
-    began = time.process_time()
-    for _ in Parallel(n_jobs=-1, backend=NoBackend(), return_as="generator")(_calls(calls, options.seconds)):
-        pass
-    own, began = time.process_time() - began, time.process_time()
-    for call in _calls(calls, options.seconds):
-        cloudpickle.dumps(call)
-    return {"joblib_cpu": own / calls, "cloudpickle_cpu": (time.process_time() - began) / calls}
-
-
-def _calls(count: int, seconds: float) -> Iterator[Any]:
-    return (delayed(work)(number, seconds) for number in range(count))
+def _calls(count: int, options: argparse.Namespace) -> Iterator[Any]:
+    """Yield calls whose durations lie around the mean, each number's always the same."""
+    for number in range(count):
+        place = 2 * (number * _GOLDEN % 1) - 1
+        yield delayed(work)(number, options.seconds * (1 + options.spread * place))
 
 
 # the emulator alone -------------------------------------------------------------------------------------------
@@ -370,7 +269,11 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def report(rows: list[dict[str, Any]], alone: dict[str, float], options: argparse.Namespace) -> bool:
     """Print what was found; return whether all bounds were kept."""
-    print(f"calls of {options.seconds:g} s, {options.cores} cores a node, a clock {options.clock:g} times faster\n")
+    slots = options.slots or options.cores
+    print(
+        f"calls of {options.seconds:g} s ± {options.spread:.0%}, {options.cores} cores and {slots} task slots a node,"
+    )
+    print(f"a clock {options.clock:g} times faster, a consumer {options.slowness:g} times slower than the pool\n")
     print_table(
         ("nodes", *(f"{row['nodes']}" for row in rows)),
         [(name, *(text(row) for row in rows)) for name, text in _COLUMNS.items()],
@@ -413,7 +316,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=0, help="task slots of a node; by default its cores")
     parser.add_argument("--calls", type=int, default=1_000_000, help="on the largest pool; others get their part")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a call, on the service's clock")
+    parser.add_argument("--spread", type=float, default=0.0, help="by what part of it calls are shorter and longer")
     parser.add_argument("--clock", type=float, default=10.0, help="how many times faster than real time it goes")
+    parser.add_argument("--slowness", type=float, default=1.5, help="of the consumer: its time a result by the pool's")
     parser.add_argument("--early", action="store_true", help="begin before the nodes are up")
     parser.add_argument("--quick", action="store_true", help="20 and 40 nodes, 4,000 calls")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -426,7 +331,7 @@ def _parse() -> argparse.Namespace:
 def _row(nodes: int, options: argparse.Namespace) -> dict[str, Any]:
     calls = max(1, options.calls * nodes // max(options.nodes))
     command = [sys.executable, __file__, "--row", "--nodes", str(nodes), "--calls", str(calls)]
-    for name in ("cores", "slots", "seconds", "clock"):
+    for name in ("cores", "slots", "seconds", "spread", "clock", "slowness"):
         command += [f"--{name}", str(getattr(options, name))]
     command += ["--early"] if options.early else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
