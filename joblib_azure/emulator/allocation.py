@@ -127,7 +127,9 @@ class Allocation:
             while not pool.stop_resize:
                 retargeted.clear()
                 departures |= self._depart(pool, self._surplus(pool))
-                if allocated is None and self._short(pool):
+                if not self._short(pool):
+                    allocated = None
+                elif allocated is None:
                     allocated = loop.time() + self._engine.latency.allocation()
                 allocating = allocated is not None and loop.time() < allocated
                 waits = not allocating and self._grow(pool)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from azure.batch import models
 from emulator_lab import Lab, until
 
 from joblib_azure.emulator import BatchEmulator, latency
@@ -124,6 +125,25 @@ def test_a_resize_may_be_stopped_and_end_in_time_while_nodes_are_allocated(azure
     found = lab.client.get_pool(pool)
     assert (found.current_dedicated_nodes, [error.code for error in found.resize_errors]) == (0, ["ResizeStopped"])
     lab.client.begin_delete_pool(pool, polling_interval=0.02).result()
+
+
+def test_a_pool_that_needs_no_more_nodes_waits_for_none(azure: Callable[..., Lab]) -> None:
+    lab = azure(clock_rate=10)
+    formula = "$TargetDedicatedNodes = {};"
+    pool = lab.pool(
+        nodes=0,
+        wait=False,
+        target_low_priority_nodes=None,
+        enable_auto_scale=True,
+        auto_scale_formula=formula.format(2),
+    )
+    until(lambda: lab.client.get_pool(pool).allocation_state == "resizing")
+    time.sleep(3.1)  # on this clock the service takes another formula so soon
+    lab.client.enable_pool_auto_scale(
+        pool, models.BatchPoolEnableAutoScaleOptions(auto_scale_formula=formula.format(0))
+    )
+    until(lambda: lab.client.get_pool(pool).allocation_state == "steady", AZURE.allocation.least / 10 - 4)
+    assert lab.nodes(pool) == []
 
 
 def test_a_task_starts_late_and_its_end_is_known_late_but_told_as_it_was(azure: Callable[..., Lab]) -> None:
