@@ -78,6 +78,15 @@ def test_a_slower_service() -> None:
         assert time.monotonic() - began >= 1.5  # where all is warm too
 
 
+def test_a_service_as_slow_as_azure_on_a_faster_clock() -> None:
+    assert LocalCluster(1, 1, emulator={"latency": "azure"}).config.node_timeout > 480
+    with LocalCluster(1, 1, emulator={"latency": "azure", "clock_rate": 100}) as slow:
+        with parallel_config("azure", cluster=slow):
+            assert Parallel()(delayed(abs)(-i) for i in range(3)) == [0, 1, 2]
+        (node,) = slow.nodes()
+        assert node.state in ("idle", "running")
+
+
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
 

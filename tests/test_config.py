@@ -128,6 +128,7 @@ def test_workers_of_a_local_cluster() -> None:
         ({"dispatch_seconds": -1}, "dispatch_seconds is -1, below 0"),
         ({"boot_seconds": "soon"}, "boot_seconds is 'soon', not a number"),
         ({"failing_sizes": 3}, "not usable"),
+        ({"latency": "azur"}, "latency is 'azur'; known are none, azure"),
     ],
 )
 def test_wrong_options_of_the_emulator_are_told_before_anything_is_started(emulator: Any, said: str) -> None:

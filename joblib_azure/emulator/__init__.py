@@ -22,7 +22,9 @@ Besides what a client sees of Batch, a person or a test can
 
 - have autoscale, and resize timeouts, on a faster clock: with ``clock_rate=600`` five minutes take half a second. Only
   the service's own intervals are shortened, those that a formula looks back too; the time of day is not, so that the
-  deadlines that clients write into formulas hold. The default is Azure's own timing.
+  deadlines that clients write into formulas hold. The default is Azure's own timing;
+- be as slow as Azure is: ``latency="azure"`` draws from what was published of it (see `latency`), on that clock too;
+- have nodes without processes: ``executor=`` is a function that runs their tasks (see `simulated`).
 
 `options.Options` describes each; ``python -m joblib_azure.emulator --help`` has the same as flags. What the emulator
 does not do it refuses with 501 (`NotImplemented`): containers of tasks, Windows, VM extensions, application

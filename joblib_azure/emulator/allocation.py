@@ -127,17 +127,27 @@ class Allocation:
         limit = pool.resize_timeout.total_seconds() / self._engine.options.clock_rate
         deadline = loop.time() + limit
         departures = self._depart(pool, leaving)
+        allocated: float | None = None  # when the nodes that the pool lacks are there
         try:
             while not pool.stop_resize:
                 retargeted.clear()
                 departures |= self._depart(pool, self._surplus(pool))
-                waits = self._grow(pool)
+                if not self._short(pool):
+                    allocated = None
+                elif allocated is None:
+                    allocated = loop.time() + self._engine.latency.allocation()
+                allocating = allocated is not None and loop.time() < allocated
+                waits = not allocating and self._grow(pool)
                 departures = {each for each in departures if not each.done()}
-                if not departures and not waits:
+                if not departures and not waits and not allocating:
                     return
                 # documented: the timeout is for manual scaling; autoscale waits for its nodes to leave
-                bounded = waits or pool.autoscale is None
+                bounded = waits or allocating or pool.autoscale is None
                 left = max(0.0, deadline - loop.time()) if bounded else None
+                if allocated is not None and allocating and (left is None or allocated - loop.time() < left):
+                    await _any(departures, retargeted, max(0.0, allocated - loop.time()))
+                    continue
+                allocated = None
                 if not await _any(departures, retargeted, left):
                     self._fail(pool, "AllocationTimedout", _TIMED_OUT)
                     return

@@ -8,6 +8,7 @@ here; one without a handler answers 501, never with a silent success.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -162,6 +163,9 @@ class BatchApp:
             principal=principal,
             legacy=legacy,
         )
+        added = call.body["value"] if operation.name == "create_task_collection" else ()
+        if seconds := self._engine.latency.request(len(added)):
+            await asyncio.sleep(seconds)
         return await handler(call)
 
     def _authorize(self, principal: Principal, operation: Operation) -> None:

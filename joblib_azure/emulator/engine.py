@@ -3,6 +3,7 @@
     handlers ─► schedules, jobs, autoscaler ─► allocation ─► nodelife ─► scheduler ─► runner ─► execution ─► processes
                       state (account, pools, nodes, jobs, tasks) beneath all of them
 
+Where an executor is given, `simulated` has the place of `processes`.
 Everything runs on one event loop; processes are started, files moved and the machine scanned in threads.
 """
 
@@ -18,13 +19,15 @@ from . import nodes
 from .allocation import Allocation
 from .autoscaler import Autoscaler
 from .jobs import Jobs
+from .latency import Latency
 from .mishaps import Mishaps
 from .nodelife import NodeLives
 from .options import Options
-from .processes import Processes
+from .processes import Machine, Processes
 from .runner import Runner
 from .scheduler import Scheduler
 from .schedules import Schedules
+from .simulated import SimulatedProcesses
 from .state import Account, Job, Node
 
 _log = logging.getLogger(__name__)
@@ -47,8 +50,11 @@ class Engine:
         self.root = root
         self.run_id = run_id
         self.options = options
+        self.latency = Latency(options.latency, options.clock_rate, options.latency_seed)
         self.cpus = nodes.CpuAllotment()
-        self.processes = Processes(run_id)
+        self.processes: Machine = (
+            Processes(run_id) if options.executor is None else SimulatedProcesses(options.executor, options.clock_rate)
+        )
         self.mishaps = Mishaps(self)
         self.runner = Runner(self)
         self.jobs = Jobs(self)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import nodes, outputfiles, resourcefiles, times
-from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Process, Processes, ProgramNotFound
+from .processes import LAUNCH_ID_VARIABLE, Launch, LaunchFailed, Machine, ProgramNotFound
 from .state import Progress
 
 #: What the service reports when it ended a task itself: the operating system's code for SIGKILL.
@@ -57,19 +57,33 @@ def failure(code: str, message: str, category: str = "usererror", **details: str
 
 
 class Execution:
-    """Runs a command to its end and writes into `progress` how it went."""
+    """Runs a command to its end and writes into `progress` how it went.
+
+    Parameters
+    ----------
+    processes : Machine
+    command : Command
+    progress : Progress
+    in_its_place : callable
+        Returns what a try runs in place of its command line, if anything.
+    report : float, default 0
+        Seconds that the word of its end is on its way to the service.
+    """
 
     def __init__(
         self,
-        processes: Processes,
+        processes: Machine,
         command: Command,
         progress: Progress,
         in_its_place: Callable[[], str | None] = lambda: None,
+        *,
+        report: float = 0.0,
     ) -> None:
         self._processes = processes
         self._command = command
         self._progress = progress
         self._in_its_place = in_its_place
+        self._report = report
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._identity = nodes.identity(command.environment)
 
@@ -82,6 +96,12 @@ class Execution:
     def stopped(self) -> asyncio.Future[str]:
         """Done, with the reason, once `stop` was called."""
         return self._stop
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for so long, or until it is stopped. :raises Stopped:"""
+        await asyncio.wait([self._stop], timeout=seconds)
+        if self._stop.done():
+            raise Stopped(self._stop.result())
 
     async def run(self) -> None:
         """Run until the command succeeds, is out of tries, or is stopped.
@@ -109,8 +129,11 @@ class Execution:
                 Message="The task exited with an exit code representing a failure",
                 AdditionalErrorCode="FailureExitCode",
             )
+        ended = times.now()
+        if self._report:  # what ends the task meanwhile finds it running
+            await self.pause(self._report)
         # why the process failed says more than why its files are not there
-        progress.finish(code, problem or upload)
+        progress.finish(code, problem or upload, ended)
 
     async def _try(self, deadline: float | None) -> tuple[int | None, dict[str, Any] | None]:
         try:
@@ -126,13 +149,16 @@ class Execution:
         # each try has its own, or the sweep after one would kill the next
         launch_id = uuid.uuid4().hex
         identity = {**self._identity, LAUNCH_ID_VARIABLE: launch_id}
+        instead = self._in_its_place()
         launch = Launch(
-            command_line=self._in_its_place() or command.command_line,
+            command_line=instead or command.command_line,
             environment={**command.environment, LAUNCH_ID_VARIABLE: launch_id},
             directory=command.directory / "wd",
             stdout=command.directory / "stdout.txt",
             stderr=command.directory / "stderr.txt",
             cpus=command.cpus,
+            resource_files=command.resource_files,
+            replaced=instead is not None,
         )
         try:
             process = await self._processes.start(launch)
@@ -146,10 +172,11 @@ class Execution:
 
     async def _make_ready(self, deadline: float | None) -> None:
         directory = self._command.directory
-        (directory / "wd").mkdir(parents=True, exist_ok=True)
+        if self._processes.has_disk:
+            (directory / "wd").mkdir(parents=True, exist_ok=True)
         if self._stop.done():
             raise Stopped(self._stop.result())
-        if self._command.resource_files:
+        if self._command.resource_files and self._processes.has_disk:
             await self._in_thread(deadline, resourcefiles.download_all, self._command.resource_files, directory / "wd")
 
     async def _upload(self, code: int) -> dict[str, Any] | None:
@@ -159,7 +186,7 @@ class Execution:
         """
         command = self._command
         files = outputfiles.wanted(command.output_files, code)
-        if not files:
+        if not files or not self._processes.has_disk:
             return None
         try:
             await self._in_thread(None, outputfiles.upload_all, files, command.directory, command.environment)
@@ -192,7 +219,7 @@ class Execution:
         raise asyncio.TimeoutError
 
     async def _watch(
-        self, process: Process, identity: dict[str, str], deadline: float | None
+        self, process: Any, identity: dict[str, str], deadline: float | None
     ) -> tuple[int | None, dict[str, Any] | None]:
         loop = asyncio.get_running_loop()
         ended = loop.create_task(process.wait())

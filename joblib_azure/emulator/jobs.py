@@ -39,7 +39,8 @@ class Jobs:
         if spec["id"].lower() in self._engine.account.schedules:
             raise errors.conflict("JobScheduleWithSameIdExists", "A job schedule with the same id exists.")
         self.check_quota()
-        job = Job(id=spec["id"], state="active", spec=spec, schedule=schedule)
+        late = self._engine.latency.counts()
+        job = Job(id=spec["id"], state="active", spec=spec, schedule=schedule, late_counts=late)
         job.progress.start = job.created
         jobs[job.id.lower()] = job
         try:

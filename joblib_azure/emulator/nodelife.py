@@ -36,8 +36,9 @@ class NodeLives:
     async def _boot(self, node: Node) -> None:
         node.move("starting")
         node.boot_time = times.now()
-        await asyncio.to_thread(nodes.make_folders, node)
-        await asyncio.sleep(self._engine.options.boot_seconds)
+        if self._engine.processes.has_disk:
+            await asyncio.to_thread(nodes.make_folders, node)
+        await asyncio.sleep(self._engine.options.boot_seconds + self._engine.latency.boot())
         if node.state != "starting":
             return
         if self._to_be_unusable > 0:
@@ -264,6 +265,7 @@ class NodeLives:
             text = "The specified node is already in the target scheduling state."
             raise errors.conflict("NodeAlreadyInTargetSchedulingState", text)
         node.scheduling_enabled = enabled
+        node.note()
         if enabled:
             if node.state == "offline":
                 node.move("running" if node.assigned else "idle")

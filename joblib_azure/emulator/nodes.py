@@ -10,6 +10,7 @@ folders of their own on that disk. Here each node has a folder for the disk (`No
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
@@ -96,6 +97,14 @@ def release_id(job: Job) -> str:
     return str(job.spec["jobReleaseTask"].get("id", DEFAULT_RELEASE_ID))
 
 
+@functools.cache
+def _inherited() -> dict[str, str]:
+    """What the emulator's own environment gives to processes on nodes; nothing here changes it."""
+    found = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
+    found.setdefault("PATH", os.defpath)
+    return found
+
+
 def environment(
     node: Node,
     directory: Path,
@@ -108,8 +117,8 @@ def environment(
     task_id: str | None = None,
 ) -> dict[str, str]:
     """The whole environment of a process on a node. A start task has neither job nor task id."""
-    found = {name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("LC_")}
-    found.setdefault("PATH", os.defpath)
+    root = str(node.root)
+    found = dict(_inherited())
     found["HOME"] = str(directory / "wd")
     if job is not None:
         found.update(_settings(job.spec.get("commonEnvironmentSettings", [])))
@@ -121,12 +130,12 @@ def environment(
             "AZ_BATCH_POOL_ID": node.pool.id,
             "AZ_BATCH_NODE_ID": node.id,
             "AZ_BATCH_NODE_IS_DEDICATED": "true" if node.dedicated else "false",
-            "AZ_BATCH_NODE_ROOT_DIR": str(node.root),
-            "AZ_BATCH_NODE_SHARED_DIR": str(node.root / "shared"),
-            "AZ_BATCH_NODE_STARTUP_DIR": str(node.root / "startup"),
-            "AZ_BATCH_NODE_MOUNTS_DIR": str(node.root / "fsmounts"),
+            "AZ_BATCH_NODE_ROOT_DIR": root,
+            "AZ_BATCH_NODE_SHARED_DIR": f"{root}/shared",
+            "AZ_BATCH_NODE_STARTUP_DIR": f"{root}/startup",
+            "AZ_BATCH_NODE_MOUNTS_DIR": f"{root}/fsmounts",
             "AZ_BATCH_TASK_DIR": str(directory),
-            "AZ_BATCH_TASK_WORKING_DIR": str(directory / "wd"),
+            "AZ_BATCH_TASK_WORKING_DIR": found["HOME"],
             RUN_ID_VARIABLE: run_id,
         }
     )

@@ -13,6 +13,8 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from . import tls
+from .executors import name_of
+from .latency import PROFILES, most_to_a_node
 
 
 def _option(text: str, default: Any = None) -> Any:
@@ -54,9 +56,21 @@ class Options:
     pool_deletion_seconds: float = _option("seconds, at least, that a pool stays in the state deleting", 0.0)
     clock_rate: float = _option(
         "how many times faster than Azure's the service's own intervals pass: autoscale samples (30 s, 1 min late), "
-        "look-back intervals of formulas, evaluation intervals, the 30 s between two enablings, resize timeouts. The "
+        "look-back intervals of formulas, evaluation intervals, the 30 s between two enablings, resize timeouts, "
+        "latencies (see latency). The "
         "time of day stays the clock's, in formulas too",
         1.0,
+    )
+    latency: str = _option(
+        f"how slow the service is: {' or '.join(PROFILES)}. azure draws, between published bounds, how long nodes take "
+        "to be allocated and to boot, tasks to start and their ends to be known, task counts to be right and requests "
+        "to be answered; all of it on the service's clock",
+        "none",
+    )
+    latency_seed: int = _option("what latencies are drawn with: the same number draws the same", 0)
+    executor: str | None = _option(
+        "FILE.py:NAME or MODULE:NAME of an asynchronous function that runs tasks in place of processes, so that nodes "
+        "are simulated (see the module simulated)"
     )
     refuse_shared_key: bool = _option("an account that takes Entra tokens only", False)
     token_signer: str | None = _option(
@@ -80,6 +94,8 @@ class Options:
                 raise ValueError(f"{each.name} is {value}, below 0" if value < 0 else f"{each.name} is {value}")
         if self.clock_rate <= 0:
             raise ValueError(f"clock_rate is {self.clock_rate}, not above 0")
+        if self.latency not in PROFILES:
+            raise ValueError(f"latency is {self.latency!r}; known are {', '.join(PROFILES)}")
         for name in ("failing_sizes", "timing_out_sizes"):
             sizes = {size.lower(): int(count) for size, count in getattr(self, name).items()}
             object.__setattr__(self, name, sizes)
@@ -87,6 +103,13 @@ class Options:
             object.__setattr__(self, "token_signer", os.path.abspath(self.token_signer))
             tls.read_public_key(self.token_signer)
         object.__setattr__(self, "job_submitters", tuple(self.job_submitters))
+        if self.executor is not None:
+            object.__setattr__(self, "executor", name_of(self.executor))
+
+    @property
+    def node_seconds(self) -> float:
+        """The most that a node takes until its start task, in seconds of real time."""
+        return self.boot_seconds + most_to_a_node(self.latency, self.clock_rate)
 
     def arguments(self) -> list[str]:
         """The flags that say what differs from the defaults."""

@@ -63,7 +63,9 @@ class BatchEmulator:
     certfile, keyfile : path, optional
         Serve https with this certificate and key.
     **behaviour
-        How the account behaves, quotas and faults: the fields of `joblib_azure.emulator.options.Options`.
+        How the account behaves, quotas and faults: the fields of `joblib_azure.emulator.options.Options`. As `executor`
+        it takes an asynchronous function itself, of a file's top level, which runs tasks in place of processes
+        (`joblib_azure.emulator.simulated`).
 
     Attributes
     ----------

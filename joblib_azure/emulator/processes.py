@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
@@ -54,6 +55,24 @@ class Launch:
     stdout: Path
     stderr: Path
     cpus: frozenset[int]
+    #: What was fetched into the directory, where it is on a disk.
+    resource_files: Sequence[Mapping[str, Any]] = ()
+    #: Whether the command line is what runs in place of the task's own, to fail.
+    replaced: bool = False
+
+
+class Machine(Protocol):
+    """What runs command lines: `Processes`, or `simulated.SimulatedProcesses`. What `start` returns has a `wait`."""
+
+    has_disk: bool
+
+    async def start(self, launch: Launch) -> Any: ...
+
+    async def kill_tree(self, process: Any, identity: Mapping[str, str]) -> None: ...
+
+    async def sweep(self, identity: Mapping[str, str]) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Process:
@@ -105,6 +124,9 @@ def _is_zombie(pid: int) -> bool:
 
 class Processes:
     """Starts processes and watches over them. Create it in the main thread, with the loop running."""
+
+    #: Whether tasks have folders, and files that are fetched into them and stored from them.
+    has_disk = True
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id

@@ -47,10 +47,7 @@ class Runner:
     def start(self, task: Task, node: Node) -> None:
         """Take slots of a node for a task, and set it going."""
         job = task.job
-        node.slots_used += task.slots
-        node.assigned[task] = None
-        if task.exclusive:
-            node.exclusive = task
+        node.take(task)
         job.busy += 1
         node.move("running")
         command = self._command(
@@ -58,8 +55,9 @@ class Runner:
         )
         if "constraints" not in task.spec:  # the job's wall clock is the job's
             command = Command(**{**vars(command), "max_wall_clock": None})
-        task.execution = Execution(self._engine.processes, command, task.progress)
-        seconds = self._engine.options.dispatch_seconds
+        latency = self._engine.latency
+        task.execution = Execution(self._engine.processes, command, task.progress, report=latency.report())
+        seconds = self._engine.options.dispatch_seconds + latency.dispatch()
         wait_for = self._arrive(task, node) if not seconds else None
         task.driver = self._engine.spawn(self._drive(task, node, task.execution, seconds, wait_for))
 
@@ -80,7 +78,7 @@ class Runner:
         reason = None
         try:
             if seconds:
-                await self._dispatched(execution, seconds)
+                await execution.pause(seconds)
                 wait_for = self._arrive(task, node)
             if wait_for is not None:
                 await self._prepared(wait_for, execution)
@@ -95,10 +93,7 @@ class Runner:
             task.progress.finish(None, failure("Unknown", "The emulator failed to run the task.", "servererror"))
         task.execution = task.driver = None
         job.busy -= 1
-        node.slots_used -= task.slots
-        node.assigned.pop(task, None)
-        if node.exclusive is task:
-            node.exclusive = None
+        node.give_back(task)
         if not node.assigned and node.state == "running":
             node.move("idle")
         if reason in (REQUEUE, LOST, "barred"):
@@ -110,13 +105,6 @@ class Runner:
                 task.progress.finish(KILLED if started else None, ended_by_request())
             self._complete(task, node)
         self._engine.scheduler.poke()
-
-    @staticmethod
-    async def _dispatched(execution: Execution, seconds: float) -> None:
-        """Wait as long as the service takes to hand a task to its node."""
-        await asyncio.wait([execution.stopped], timeout=seconds)
-        if execution.stopped.done():
-            raise Stopped(execution.stopped.result())
 
     @staticmethod
     async def _prepared(preparation: Preparation, execution: Execution) -> None:

@@ -4,6 +4,8 @@ Jobs in the order of their priority, then age; within a job the tasks in the ord
 nowhere now does not hold up smaller ones behind it. `poke` is called whenever something changed that may let a task
 start (a task added, a slot freed, a node up); calls within one turn of the event loop are answered by one pass, so
 nothing polls.
+
+What a task costs does not grow with the pool: jobs keep their tasks in heaps, pools their open nodes by free slots.
 """
 
 from __future__ import annotations
@@ -49,22 +51,19 @@ class Scheduler:
                 self._fill(pool, sorted(jobs, key=lambda job: (-job.priority, job.sequence)))
 
     def _fill(self, pool: Pool, jobs: Iterable[Job]) -> None:
-        nodes = [node for node in pool.nodes.values() if node.accepts_tasks and node.free_slots > 0]
         for job in jobs:
-            while nodes and not 0 <= job.max_parallel <= job.busy:
-                chosen = self._choose(pool, job, nodes)
+            while pool.open_nodes and not 0 <= job.max_parallel <= job.busy:
+                chosen = self._choose(pool, job)
                 if chosen is None:
                     break
                 task, node = chosen
                 heapq.heappop(job.queues[task.slots])
                 task.ticket = 0
                 self._start(task, node)
-                if node.free_slots <= 0 or not node.accepts_tasks:
-                    nodes.remove(node)
 
-    def _choose(self, pool: Pool, job: Job, nodes: list[Node]) -> tuple[Task, Node] | None:
+    def _choose(self, pool: Pool, job: Job) -> tuple[Task, Node] | None:
         for _, _, task in sorted(self._heads(job)):
-            node = _pick(pool, task, nodes)
+            node = _pick(pool, task)
             if node is not None:
                 return task, node
         return None
@@ -83,24 +82,28 @@ class Scheduler:
         return heads
 
 
-def _pick(pool: Pool, task: Task, nodes: list[Node]) -> Node | None:
-    fitting = []
-    for node in nodes:
-        preparation = node.preparations.get(task.job)
-        barred = preparation is not None and preparation.barred
-        suits = (node.dedicated or task.takes_spot) and not (task.exclusive and node.assigned)
-        if node.free_slots >= task.slots and suits and not barred:
-            fitting.append(node)
-    if not fitting:
-        return None
-    wanted = task.spec.get("affinityInfo", {}).get("affinityId")
-    for node in fitting:
-        if wanted == affinity_id(node):  # a hint only: without room there, any node will do
-            return node
-    if pool.fill_type == "pack":
-        return min(fitting, key=lambda node: node.free_slots)
-    return max(fitting, key=lambda node: node.free_slots)
+def _pick(pool: Pool, task: Task) -> Node | None:
+    wanted = task.spec.get("affinityInfo", {}).get("affinityId", "")
+    node = pool.nodes.get(wanted.removeprefix(_AFFINITY)) if wanted.startswith(_AFFINITY) else None
+    if node is not None and node.open_slots >= task.slots and _suits(node, task):
+        return node  # a hint only: without room there, any node will do
+    groups = pool.open_nodes
+    for slots in sorted(groups, reverse=pool.fill_type != "pack"):
+        if slots >= task.slots:
+            for node in groups[slots]:
+                if _suits(node, task):
+                    return node
+    return None
+
+
+def _suits(node: Node, task: Task) -> bool:
+    preparation = node.preparations.get(task.job)
+    barred = preparation is not None and preparation.barred
+    return (node.dedicated or task.takes_spot) and not (task.exclusive and node.assigned) and not barred
+
+
+_AFFINITY = "TVM:"
 
 
 def affinity_id(node: Node) -> str:
-    return f"TVM:{node.id}"
+    return f"{_AFFINITY}{node.id}"

@@ -7,6 +7,7 @@ Everything here is touched by the event loop's thread only, so nothing is locked
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from .autoscale import METRICS, Formula, History
 
 if TYPE_CHECKING:
     from .execution import Execution
+    from .latency import LateCounts
 
 _sequence = itertools.count(1)
 
@@ -82,8 +84,8 @@ class Progress:
         self.state, self.start = "running", times.now()
         self.end = self.exit_code = self.failure = self.result = None
 
-    def finish(self, exit_code: int | None, failure: dict[str, Any] | None) -> None:
-        self.state, self.end = "completed", times.now()
+    def finish(self, exit_code: int | None, failure: dict[str, Any] | None, ended: datetime | None = None) -> None:
+        self.state, self.end = "completed", ended or times.now()
         self.exit_code, self.failure = exit_code, failure
         self.result = "failure" if failure else "success"
 
@@ -135,6 +137,9 @@ class Pool(Resource):
     allocation_since: datetime = field(default_factory=times.now)
     resize_errors: list[dict[str, Any]] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    #: Those that would take a task now, by the slots that they have free: kept by the nodes (`Node.note`), so that no
+    #: task costs a look at all of them.
+    open_nodes: dict[int, dict[Node, None]] = field(default_factory=dict)
     #: The coroutine that brings the number of nodes to the target.
     resizing: asyncio.Task[None] | None = None
     stop_resize: bool = False
@@ -188,8 +193,10 @@ class Node(Resource):
     losing: asyncio.Task[None] | None = None
     #: The task that has the node for itself.
     exclusive: Task | None = None
+    #: Under how many slots the pool has it among its open nodes; 0: it is not there.
+    open_slots: int = 0
 
-    @property
+    @functools.cached_property
     def root(self) -> Path:
         """Batch's own folder on the disk; what a program keeps beside it is the program's own."""
         return self.machine / "batch" / "tasks"
@@ -201,6 +208,40 @@ class Node(Resource):
     @property
     def accepts_tasks(self) -> bool:
         return self.scheduling_enabled and self.exclusive is None and self.state in ("idle", "running")
+
+    def move(self, state: str) -> None:
+        super().move(state)
+        self.note()
+
+    def take(self, task: Task) -> None:
+        """Give a task its slots."""
+        self.slots_used += task.slots
+        self.assigned[task] = None
+        if task.exclusive:
+            self.exclusive = task
+        self.note()
+
+    def give_back(self, task: Task) -> None:
+        """Free the slots of a task."""
+        self.slots_used -= task.slots
+        self.assigned.pop(task, None)
+        if self.exclusive is task:
+            self.exclusive = None
+        self.note()
+
+    def note(self) -> None:
+        """Tell the pool what is free here, where that has changed."""
+        slots = max(0, self.free_slots) if self.accepts_tasks else 0
+        if slots == self.open_slots:
+            return
+        groups = self.pool.open_nodes
+        if self.open_slots:
+            del groups[self.open_slots][self]
+            if not groups[self.open_slots]:
+                del groups[self.open_slots]
+        if slots:
+            groups.setdefault(slots, {})[self] = None
+        self.open_slots = slots
 
 
 @dataclass(eq=False, kw_only=True)
@@ -231,6 +272,9 @@ class Job(Resource):
             name: [0, 0] for name in ("active", "preparing", "running", "completed", "succeeded", "failed")
         }
     )
+
+    #: Those that clients see, where they are late.
+    late_counts: LateCounts | None = None
 
     @property
     def pool_id(self) -> str:
@@ -270,6 +314,15 @@ class Job(Resource):
         for name in names:
             self.counts[name][0] += sign
             self.counts[name][1] += sign * task.slots
+            if self.late_counts is not None:
+                self.late_counts.add(name, sign, sign * task.slots)
+
+    def shown_counts(self) -> dict[str, list[int]]:
+        """Return the counts as clients see them."""
+        if self.late_counts is None:
+            return self.counts
+        late = self.late_counts.shown()
+        return {name: late.get(name, [0, 0]) for name in self.counts}
 
 
 @dataclass(eq=False, kw_only=True)

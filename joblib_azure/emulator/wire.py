@@ -265,8 +265,9 @@ def _node_info(item: Task, where: Node, base: str) -> dict[str, Any]:
 def task_counts(item: Job) -> dict[str, Any]:
     """Tasks and slots by state; the service counts `preparing` as running."""
 
+    counts = item.shown_counts()
+
     def at(index: int) -> dict[str, int]:
-        counts = item.counts
         return {
             "active": counts["active"][index],
             "running": counts["running"][index] + counts["preparing"][index],

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from joblib_azure.errors import ConfigurationError
 
-__all__ = ["emulator_flags", "read_options"]
+if TYPE_CHECKING:
+    from joblib_azure.emulator.options import Options
+
+__all__ = ["emulator_flags", "node_seconds", "read_options"]
 
 
 def read_options(texts: Iterable[str]) -> dict[str, Any]:
@@ -61,6 +64,15 @@ def emulator_flags(given: Mapping[str, Any]) -> list[str]:
     ConfigurationError
         For a name that there is not, and a value out of range.
     """
+    return _emulator_options(given).arguments()
+
+
+def node_seconds(given: Mapping[str, Any]) -> float:
+    """Return the most that a node of the emulated account takes until its start task, of the same options."""
+    return float(_emulator_options(given).node_seconds)
+
+
+def _emulator_options(given: Mapping[str, Any]) -> Options:
     from joblib_azure.emulator.options import Options
 
     known = [each.name for each in dataclasses.fields(Options)]
@@ -76,4 +88,4 @@ def emulator_flags(given: Mapping[str, Any]) -> list[str]:
         wrong.append(str(exc))
     if wrong:
         raise ConfigurationError("the emulator's options are not usable:\n  " + "\n  ".join(wrong))
-    return options.arguments()
+    return options

@@ -24,7 +24,7 @@ from ..config import AccountConfig, ClusterConfig
 from ..errors import JoblibAzureError, LocalClusterError, MissingExtraError
 from ..retries import SERVICE_SECONDS
 from ..service import BlobService
-from .behaviour import emulator_flags
+from .behaviour import emulator_flags, node_seconds
 from .host import LocalHost
 from .storm import CHAOS_VARIABLE, Storm, chaos_schedule
 
@@ -91,7 +91,8 @@ class LocalCluster(Cluster):
         Seconds for which the two servers may refuse requests, or not answer, before the calls fail.
     emulator : mapping of str to object, optional
         Options of the emulated account, as `joblib_azure.emulator.BatchEmulator` takes them by keyword
-        (``{"dispatch_seconds": 2.0}``), to try how code fares on a slower service.
+        (``{"dispatch_seconds": 2.0}``, ``{"latency": "azure", "clock_rate": 20}``), to try how code fares on a slower
+        service.
     chaos : int, path or Schedule, optional
         For tests of code, and of this package: the seed of a storm of faults, or a file that says which strike when
         (docs/faults.md). By default what ``JOBLIB_AZURE_CHAOS`` names. `storm` tells what has struck.
@@ -150,7 +151,7 @@ class LocalCluster(Cluster):
                 "warm_runners": warm_runners,
                 "service_timeout": service_timeout,
                 "python": sys.executable,
-                "node_timeout": _NODE_SECONDS + (emulator or {}).get("boot_seconds", 0.0),
+                "node_timeout": _NODE_SECONDS + node_seconds(emulator or {}),
             },
             f"LocalCluster(nodes={nodes!r}, cores_per_node={cores_per_node!r}, "
             f"max_tasks_per_node={max_tasks_per_node!r}, workers_per_node={workers_per_node!r}, "

@@ -23,7 +23,7 @@ from ..cluster import Cluster
 from ..config import AccountConfig, ClusterConfig
 from ..errors import ConfigurationError, LocalClusterError, masked
 from . import install
-from .behaviour import emulator_flags
+from .behaviour import emulator_flags, node_seconds
 from .cluster import check_extra, machine_cores
 from .guarded import GUARD_GRACE, tail
 from .home import Home, new_account
@@ -284,7 +284,7 @@ def _pool(settings: Mapping[str, Any]) -> dict[str, Any]:
         "maxTasksPerNode": settings["max_tasks_per_node"],
         "python": sys.executable,
         "environment": {"mode": "none"},
-        "nodeTimeout": 120,
+        "nodeTimeout": 120 + node_seconds(settings["emulator"]),
     }
 
 

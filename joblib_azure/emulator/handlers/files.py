@@ -42,7 +42,7 @@ def _node_root(call: Call) -> tuple[Path, str]:
     node = nodes.find(call)
     if node.state in ("preempted", "deallocating", "deallocated"):
         raise errors.invalid_for_state(f"The node is {node.state}: its disk is gone.")
-    if not node.root.is_dir():
+    if call.engine.processes.has_disk and not node.root.is_dir():
         raise errors.conflict("NodeBeingCreated", "The specified node is being created.")
     return node.root, f"{wire.node_url(call.base, node)}/files"
 
