@@ -51,8 +51,16 @@ REST_PART, REST_LOOK, REST_GROWTH = 0.125, 0.25, 0.04
 FIRST_TASK_LOOK, LAST_TASK_LOOK, TASK_LOOK_GROWTH = 1.0, 5.0, 1.5
 #: Seconds without any outcome after which nodes and job preparation tasks are looked at, and between such looks.
 DOUBT = 5.0
-#: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag.
-OVERLAP = timedelta(seconds=60)
+#: Where all goes well these find nothing: then the pause may be this part of what a task takes, up to so many seconds.
+#: A task that is lost without a word has taken so much longer then.
+TASK_PART, CALM_TASK_LOOK = 0.1, 30.0
+#: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag. It goes back further
+#: from time to time only, or each task would be listed a dozen times.
+OVERLAP, WIDE_OVERLAP = timedelta(seconds=5), timedelta(seconds=60)
+#: Seconds between two listings that go back further.
+WIDE_LOOK = 30.0
+#: The pause is at least so many times what the last look took: many tasks are not looked at without a break.
+LOOK_PART = 2.0
 #: Seconds without any outcome after which, and between which, the listing goes back to when the oldest task was added.
 REVIEW = 60.0
 #: Bytes of stderr that an error shows.
@@ -93,7 +101,9 @@ class Monitor:
         self._task_look = 0.0
         self._since: datetime | None = None
         self._progress = self._idle = time.monotonic()
-        self._doubt_look = self._review = 0.0
+        self._doubt_look = self._review = self._wide_look = 0.0
+        #: Seconds that the last listing of outcomes took, with the reading of what was new.
+        self._taken = 0.0
         self._lease_pushed = self._beaten = time.monotonic()
         self._created = time.monotonic()
         #: When the services last did all that was asked of them.
@@ -156,14 +166,15 @@ class Monitor:
 
     def _pause(self) -> float:
         """Return how long to wait until the next look; with the session's lock held."""
+        least = max(FIRST_LOOK, self._taken * LOOK_PART)
         rest = self._session.work.least_rest()
         if rest > 0.0:
             age = time.monotonic() - self._idle
-            return max(FIRST_LOOK, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, LAST_LOOK))))
+            return max(least, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, LAST_LOOK))))
         quiet = time.monotonic() - self._progress
         if rest < 0.0:  # it may have ended since then only
             quiet = min(quiet, -rest)
-        return max(FIRST_LOOK, min(quiet * QUIET_PART, LAST_LOOK))
+        return max(least, min(quiet * QUIET_PART, LAST_LOOK))
 
     def _wake(self) -> None:
         """Something happened: look again soon."""
@@ -185,10 +196,13 @@ class Monitor:
     def _look(self) -> None:
         session, now = self._session, time.monotonic()
         progressed = self._read_outcomes()
+        self._taken = time.monotonic() - now
         if now >= self._task_look:
-            progressed = self._read_ended() or progressed
+            ended = self._read_ended()
             longer = min(self._task_pause * TASK_LOOK_GROWTH, LAST_TASK_LOOK)
-            self._task_pause = FIRST_TASK_LOOK if progressed else longer
+            calm = max(FIRST_TASK_LOOK, min(self._task_seconds() * TASK_PART, CALM_TASK_LOOK))
+            self._task_pause = FIRST_TASK_LOOK if ended else calm if progressed else longer
+            progressed = progressed or ended
             self._task_look = time.monotonic() + self._task_pause
         if progressed:
             self._wake()
@@ -262,7 +276,7 @@ class Monitor:
         session, work = self._session, self._session.work
         with work.changed:
             waiting = set(work.under_way)
-        ended = session.cluster.batch.ended_tasks(session.job, self._since and self._since - OVERLAP)
+        ended = session.cluster.batch.ended_tasks(session.job, self._since and self._since - self._overlap())
         new = [task for task in ended if task.id in waiting]
         if new:
             # Whatever they stored was stored before they ended, so this look is their last.
@@ -275,6 +289,22 @@ class Monitor:
         if ended:  # not before they are dealt with, whatever happens meanwhile
             self._since = max(task.ended for task in ended)
         return bool(new)
+
+    def _overlap(self) -> timedelta:
+        """Return how far the next listing of ended tasks goes back before the last one that was listed."""
+        now = time.monotonic()
+        if now - self._wide_look <= WIDE_LOOK:
+            return OVERLAP
+        self._wide_look = now
+        return WIDE_OVERLAP
+
+    def _task_seconds(self) -> float:
+        """Return what a task takes, as the cost of the calls says; 0 where that is not known."""
+        work = self._session.work
+        with work.changed:
+            entry = next(iter(work.under_way.values()), None)
+            cost = work.planner.cost(entry.call.id) if entry is not None and work.planned(entry.call) else None
+            return 0.0 if entry is None or cost is None else cost.seconds * entry.bundle.calls / entry.bundle.width
 
     def _look_back(self) -> None:
         """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""

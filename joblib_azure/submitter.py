@@ -37,6 +37,8 @@ _TRIES = 3
 _GATHER = 0.005
 #: Seconds of encoding after which what is uploaded is added at once.
 _LONG = 0.03
+#: The same two where every slot has a task already: then more go in one request, up to so many.
+_CALM, _COLLECTION = 0.5, 100
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -71,7 +73,7 @@ class Submitter:
                     due = work.planner.next_flush(now)
                     work.changed.wait(None if due is None else max(0.0, due - now))
                 if not bundles and self._uploading and not session.closed:
-                    work.changed.wait(_GATHER)  # what is uploaded by then goes in the same request
+                    self._gather()
                 if session.closed:
                     return
                 calls = {bundle.call: work.calls[bundle.call] for bundle in bundles}
@@ -90,10 +92,29 @@ class Submitter:
                 self._add(self._overdue())
             self._begun = None
 
+    def _slots_wait(self) -> bool:
+        """Tell whether a slot may be free for what is not added yet; with the session's lock held."""
+        unsent = self._uploading + len(self._ready)
+        return self._session.work.planner.under_way - unsent < self._session.capacity.lanes
+
+    def _gather(self) -> None:
+        """Wait for what is being uploaded, to add it in the same request; with the session's lock held."""
+        work = self._session.work
+        if self._slots_wait():
+            work.changed.wait(_GATHER)
+            return
+        end = time.monotonic() + _CALM
+        while self._uploading and len(self._ready) < _COLLECTION and not self._session.closed:
+            rest = end - time.monotonic()
+            if rest <= 0 or self._slots_wait() or self._failed:
+                return
+            work.changed.wait(rest)
+
     def _overdue(self) -> list[UnderWay]:
         """Take what is uploaded where further bundles have been encoded for long: its slots need not wait for those."""
         with self._session.work.changed:
-            if self._begun is None or time.monotonic() - self._begun <= _LONG:
+            patience = _LONG if self._slots_wait() else _CALM
+            if self._begun is None or time.monotonic() - self._begun <= patience:
                 return []
             ready, self._ready = self._ready, []
             if ready:

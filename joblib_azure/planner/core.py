@@ -39,6 +39,9 @@ LEAST_SPLIT = 0.1
 CHUNK_SECONDS = 0.1
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
 MAX_BACKLOG = 10_000
+# What waits in the service is topped up when this part of the slots has been used of it, or as many tasks as one
+# request adds: a large pool's tasks then come in hundreds, and no slot waits for that.
+REFILL, COLLECTION = 4, 100
 
 
 class Planner:
@@ -58,6 +61,7 @@ class Planner:
         self._calls: dict[str, CallState] = {}
         self._bundles: dict[int, tuple[Bundle, CallState]] = {}  # a closed call lives on in its bundles
         self._slots = 0
+        self._topping_up = False  # bundles are added to those that wait in the service, until there are enough
         self._last_id = 0
         self._costs: deque[float] = deque(maxlen=TASK_COST_WINDOW)
 
@@ -243,6 +247,7 @@ class Planner:
             return Shape(slots=self.capacity.slots_per_node)
         free, limit = self.capacity.lanes - self._slots, self.capacity.most_under_way
         if self._slots >= limit:
+            self._topping_up = False
             return None
         # A call that came late gets its part of the slots even if others have filled them.
         active = sum(1 for other in self._calls.values() if other.waiting or other.slots)
@@ -251,6 +256,11 @@ class Planner:
         shape = Shape() if state.alone else self._sized(state, parts)
         if free > 0 or owed > 0:
             return shape
+        # What waits in the service is topped up by many at once, which takes one request then.
+        refill = min(COLLECTION, self.capacity.lanes // REFILL)
+        self._topping_up = self._topping_up or self._slots <= limit - refill
+        if not self._topping_up:
+            return None
         # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
         if state.mean is None or not self._costs or not settled or state.slots >= max(1, limit // ready):
             return None

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.pipeline import Pipeline
 from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_blob_sas, generate_container_sas
 
 from ..codec import PIECE
@@ -19,6 +20,7 @@ from ..errors import AuthenticationError, ConfigurationError
 from ..transfer import Transfers
 from .faults import error_code, translated, translates
 from .interfaces import BlobItem, ContainerItem
+from .lightblobs import LightBlobs
 
 #: Up to this size a blob goes in one request. `Transfers` sends larger ones in blocks of its own.
 LARGE_PUT: dict[str, Any] = {"max_single_put_size": PIECE}
@@ -43,10 +45,14 @@ class AzureBlobs:
         With credentials, as `credentials.connect_blobs` makes it.
     key : str
         The account's key; empty where the client has tokens.
+    pipeline : Pipeline, optional
+        For what is asked most often, with the client's own transport and retries; by default all goes through `client`.
     """
 
-    def __init__(self, client: BlobServiceClient, *, key: str) -> None:
+    def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any] | None = None) -> None:
         self._client = client
+        version = str(client.api_version)
+        self._light = None if pipeline is None else LightBlobs(pipeline, version, self._signed_url)
         self._key = key
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
@@ -120,6 +126,9 @@ class AzureBlobs:
 
     @translates("listing blobs")
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
+        light = None if self._light is None else self._light.blobs(container, prefix)
+        if light is not None:
+            return light
         found = self._client.get_container_client(container).list_blobs(name_starts_with=prefix)
         return [BlobItem(name=blob.name, size=blob.size, modified=blob.last_modified) for blob in found]
 
@@ -155,8 +164,12 @@ class AzureBlobs:
 
     @translates("reading a blob")
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        blob = self._client.get_blob_client(container, name)
-        data: bytes = blob.download_blob(offset=offset, length=length, max_concurrency=_STREAMS).readall()
+        data: bytes | None = None
+        if self._light is not None and length is not None and 0 < length <= PIECE:
+            data = self._light.read(container, name, offset, length)
+        if data is None:
+            blob = self._client.get_blob_client(container, name)
+            data = blob.download_blob(offset=offset, length=length, max_concurrency=_STREAMS).readall()
         self._transfers.count(fetched=len(data))
         return data
 
@@ -167,6 +180,11 @@ class AzureBlobs:
     def container_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
         token = generate_container_sas(self._account, container, permission=permissions, **self._signature(lifetime))
         return f"{self._client.get_container_client(container).url}?{token}"
+
+    def _signed_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
+        if self._key:
+            return self.container_url(container, permissions, lifetime)
+        return str(self._client.get_container_client(container).url)
 
     def blob_url(self, container: str, name: str, lifetime: timedelta) -> str:
         token = generate_blob_sas(self._account, container, name, permission="r", **self._signature(lifetime))

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.credentials import TokenCredential as TokenCredential
-from azure.core.pipeline import PipelineRequest
+from azure.core.pipeline import Pipeline, PipelineRequest
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 
 from ..errors import ConfigurationError
@@ -129,6 +129,8 @@ def token_credential(
     return ClientSecretCredential(tenant_id, client_id, secret, **options)
 
 
+#: https://learn.microsoft.com/azure/storage/blobs/authorize-access-azure-active-directory
+_STORAGE_SCOPE = "https://storage.azure.com/.default"
 _LOOPBACK_OPTIONS = frozenset({"use_env_settings", "connection_verify"})
 
 
@@ -212,11 +214,17 @@ def connect_blobs(
     endpoint = endpoint.rstrip("/")
     options = client_options(endpoint, seconds, wanted)
     options["transport"] = transport(**options)
+    # A policy belongs to one pipeline; the connections are shared.
+    policies: list[Any] = [Patience(seconds, wanted)]
     if credential is not None:
-        return AzureBlobs(BlobServiceClient(endpoint, credential, **LARGE_PUT, **options), key="")
-    _check_key(key, "the storage account's key")
-    named = AzureNamedKeyCredential(account, key)
-    return AzureBlobs(BlobServiceClient(endpoint, named, **LARGE_PUT, **options), key=key)
+        bearer = LoopbackBearerPolicy if endpoint.startswith("http://") else BearerTokenCredentialPolicy
+        policies.append(bearer(credential, _STORAGE_SCOPE))
+        client = BlobServiceClient(endpoint, credential, **LARGE_PUT, **options)
+    else:
+        _check_key(key, "the storage account's key")
+        client = BlobServiceClient(endpoint, AzureNamedKeyCredential(account, key), **LARGE_PUT, **options)
+    pipeline = Pipeline(options["transport"], policies)
+    return AzureBlobs(client, key="" if credential is not None else key, pipeline=pipeline)
 
 
 def _check_key(key: str, what: str) -> None:

@@ -1,0 +1,131 @@
+"""What is listed and read past the SDK's models is what the SDK says, and where it is refused the SDK is asked."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.exceptions import AzureError
+from azure.core.pipeline import Pipeline
+from azure.storage.blob import BlobServiceClient
+
+from joblib_azure import LocalCluster
+from joblib_azure.errors import ResourceNotFoundError
+from joblib_azure.retries.policy import Patience
+from joblib_azure.service import lightblobs
+from joblib_azure.service.blob import AzureBlobs
+from joblib_azure.service.lightblobs import LightBlobs
+from joblib_azure.transfer import transport
+
+NAMES = ("a", "a b", "a&b<c>", "a%20b", "ä/ö", "deep/er/still", "q?x=y", "z+")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(nodes=1, cores_per_node=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def blobs(cluster: LocalCluster) -> AzureBlobs:
+    blobs = cluster.blobs
+    assert isinstance(blobs, AzureBlobs)
+    blobs.create_container("light")
+    for number, name in enumerate(NAMES):
+        blobs.put("light", name, bytes(range(10 + number)))
+    return blobs
+
+
+@pytest.fixture(scope="module")
+def sdk(cluster: LocalCluster) -> Iterator[BlobServiceClient]:
+    with BlobServiceClient.from_connection_string(cluster.storage_connection_string) as client:
+        yield client
+
+
+def test_a_list_is_the_sdk_s(blobs: AzureBlobs, sdk: BlobServiceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    for page in (5000, 3):
+        monkeypatch.setattr(lightblobs, "_PAGE", page)
+        for prefix in ("", "a", "ä/", "none"):
+            given = sdk.get_container_client("light").list_blobs(name_starts_with=prefix)
+            wanted = [(each.name, each.size, each.last_modified) for each in given]
+            assert [(each.name, each.size, each.modified) for each in blobs.blobs("light", prefix)] == wanted
+
+
+def test_bytes_are_those_asked_for(blobs: AzureBlobs) -> None:
+    for number, name in enumerate(NAMES):
+        whole = bytes(range(10 + number))
+        assert blobs.read("light", name) == whole
+        assert blobs.read("light", name, 2, 5) == whole[2:7]
+        assert blobs.read("light", name, 3, 1000) == whole[3:]
+
+
+def test_what_is_not_there_is_told(blobs: AzureBlobs) -> None:
+    with pytest.raises(ResourceNotFoundError) as caught:
+        blobs.read("light", "none", 0, 5)
+    assert caught.value.context["code"] == "BlobNotFound"
+    for action in (lambda: blobs.blobs("nothing", ""), lambda: blobs.read("nothing", "a", 0, 5)):
+        with pytest.raises(ResourceNotFoundError) as caught:
+            action()
+        assert (caught.value.context["code"], caught.value.context["status"]) == ("ContainerNotFound", 404)
+
+
+def test_where_its_signature_is_not_taken_the_sdk_is_asked(
+    blobs: AzureBlobs, sdk: BlobServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks are off, or the key was renewed: the account's credentials say whether that is an error."""
+    monkeypatch.setattr(lightblobs, "_LIFE", timedelta(hours=-2))
+    monkeypatch.setattr(blobs._light, "_signed", {})
+    assert blobs.read("light", "a", 0, 3) == bytes(range(3))
+    assert [each.name for each in blobs.blobs("light", "a")] == sorted(each for each in NAMES if each[0] == "a")
+
+
+def test_its_signatures_are_made_anew(blobs: AzureBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def sign(container: str, permissions: str, lifetime: timedelta) -> str:
+        made.append(permissions)
+        return blobs.container_url(container, permissions, lifetime)
+
+    light = LightBlobs(Pipeline(transport(use_env_settings=False), [Patience(10)]), "2023-11-03", sign)
+    for _ in range(3):
+        assert light.read("light", "a", 0, 3) == bytes(range(3))
+    assert made == ["rl"]
+    monkeypatch.setattr(lightblobs.time, "monotonic", lambda: float("inf"))
+    assert light.read("light", "a", 0, 3) == bytes(range(3))
+    assert made == ["rl", "rl"]
+
+
+def test_half_an_answer_is_none() -> None:
+    """A connection that ends within a body gives no bytes, but an error once it was tried again in vain."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                asked.append(connection.recv(4096))
+                connection.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 100\r\n\r\nhalf")
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/account"
+        light = LightBlobs(Pipeline(transport(), [Patience(1.0)]), "2023-11-03", lambda *_: f"{url}/c?sig=x")
+        with pytest.raises(AzureError):
+            light.read("c", "b", 0, 100)
+        assert len(asked) > 1
+
+
+def test_without_a_pipeline_all_goes_through_the_sdk(cluster: LocalCluster, blobs: AzureBlobs) -> None:
+    key = cluster.storage_connection_string.partition("AccountKey=")[2].partition(";")[0]
+    credential = AzureNamedKeyCredential(cluster.account_name, key)
+    with BlobServiceClient(blobs.endpoint, credential) as client:
+        other = AzureBlobs(client, key=key)
+        assert other.read("light", "a", 2, 5) == blobs.read("light", "a", 2, 5)
+        assert other.blobs("light", "") == blobs.blobs("light", "")
