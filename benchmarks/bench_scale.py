@@ -49,7 +49,8 @@ from joblib_azure import Cluster, ClusterConfig
 from joblib_azure.config import AccountConfig
 from joblib_azure.emulator import BatchEmulator
 from joblib_azure.emulator.options import Options
-from joblib_azure.local.host import LocalHost, emulator_flags
+from joblib_azure.local.behaviour import emulator_flags
+from joblib_azure.local.host import LocalHost
 from joblib_azure.registry import close_sessions, session_for
 
 EXECUTOR = f"{Path(__file__).parent / '_simulation.py'}:run"

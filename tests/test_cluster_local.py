@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -14,7 +15,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from joblib_azure import LocalCluster
 from joblib_azure.cluster import Cluster
-from joblib_azure.errors import ClusterError, MissingExtraError
+from joblib_azure.errors import ClusterError, MissingExtraError, QuotaError
 from joblib_azure.registry import close_sessions, session_for
 
 
@@ -96,3 +97,10 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", find)
     with pytest.raises(MissingExtraError, match=r'needs uvicorn, .*python -m pip install "joblib_azure\[local\]"'):
         LocalCluster()
+
+
+def test_a_block_that_does_not_begin_leaves_nothing() -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(QuotaError), LocalCluster(1, 1, emulator={"pool_quota": 0}):
+        pytest.fail("there is no room for its pool")
+    assert [each.name for each in threading.enumerate() if each not in before and "guard" in each.name] == []

@@ -107,6 +107,16 @@ def test_an_endpoint_that_never_answered_is_told_soon(monkeypatch: pytest.Monkey
     batch.close()
 
 
+def test_a_first_request_that_is_taken_and_not_answered_is_tried_again(
+    stormy: LocalCluster, connect: Callable[[float], Connections], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is that of a whole endpoint that never answers, which this one is not."""
+    monkeypatch.setattr(policy, "FIRST_CONTACT", 0.5)
+    stormy.storm.strike("time-out", service="batch", target="/jobs/first?", seconds=1.0)
+    _, seconds = told(lambda: connect(30).batch.job("first"), ResourceNotFoundError)
+    assert seconds >= 1.0
+
+
 def test_whoever_closes_ends_what_is_tried_again(stormy: LocalCluster, connect: Callable[[float], Connections]) -> None:
     connections = connect(300)
     stormy.storm.strike("throttled", service="batch", target="/jobs/closed?", times=ALWAYS)

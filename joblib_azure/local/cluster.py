@@ -271,7 +271,11 @@ class LocalCluster(Cluster):
             host.stop()
 
     def __enter__(self) -> LocalCluster:
-        self.open()
+        try:
+            self.open()
+        except BaseException:
+            self.close()  # there is no block whose end would do it
+            raise
         return self
 
     def __exit__(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from azure.core.exceptions import ServiceResponseTimeoutError
+from azure.core.exceptions import ServiceResponseError, ServiceResponseTimeoutError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import RetryPolicy
 
@@ -67,6 +67,8 @@ class Patience(RetryPolicy):  # type: ignore[type-arg]
         """Count a try, wait, and tell whether another one is to be made."""
         if not super().increment(settings, response=response, error=error):
             return False
+        # Whatever took the request and gave no answer is there: the endpoint is not a wrong one.
+        self._answered = self._answered or isinstance(error, ServiceResponseError)
         pause = self.get_backoff_time(settings)
         if isinstance(response, PipelineResponse):
             pause = self.get_retry_after(response) or pause
