@@ -47,6 +47,8 @@ QUIET_PART = 0.15
 #: Where the cost of the calls says that no task can end yet, the pause is this part of the rest, up to so many seconds:
 #: an error is seen that much later. That bound grows with the time for which there were tasks, by this part of it.
 REST_PART, REST_LOOK, REST_GROWTH = 0.125, 0.25, 0.04
+#: Up to that, and to so many seconds, the pause may be this part of a call's own time: nobody minds one in twenty.
+CALL_PART, CALM_LOOK = 0.05, 5.0
 #: The same for the listings of ended tasks, which only find those that ended without an end record.
 FIRST_TASK_LOOK, LAST_TASK_LOOK, TASK_LOOK_GROWTH = 1.0, 5.0, 1.5
 #: Seconds without any outcome after which nodes and job preparation tasks are looked at, and between such looks.
@@ -170,7 +172,8 @@ class Monitor:
         rest = self._session.work.least_rest()
         if rest > 0.0:
             age = time.monotonic() - self._idle
-            return max(least, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, LAST_LOOK))))
+            longest = max(LAST_LOOK, min(self._call_seconds() * CALL_PART, CALM_LOOK))
+            return max(least, min(rest * REST_PART, max(REST_LOOK, min(age * REST_GROWTH, longest))))
         quiet = time.monotonic() - self._progress
         if rest < 0.0:  # it may have ended since then only
             quiet = min(quiet, -rest)
@@ -298,13 +301,19 @@ class Monitor:
         self._wide_look = now
         return WIDE_OVERLAP
 
+    def _call_seconds(self) -> float:
+        """Return what a call takes, of that which has run longest; 0 where it is not known. With the lock held."""
+        work = self._session.work
+        entry = next(iter(work.under_way.values()), None)
+        cost = work.planner.cost(entry.call.id) if entry is not None and work.planned(entry.call) else None
+        return 0.0 if cost is None else cost.seconds
+
     def _task_seconds(self) -> float:
-        """Return what a task takes, as the cost of the calls says; 0 where that is not known."""
+        """Return what a task takes, as the cost of its calls says; 0 where that is not known."""
         work = self._session.work
         with work.changed:
-            entry = next(iter(work.under_way.values()), None)
-            cost = work.planner.cost(entry.call.id) if entry is not None and work.planned(entry.call) else None
-            return 0.0 if entry is None or cost is None else cost.seconds * entry.bundle.calls / entry.bundle.width
+            bundle = next((entry.bundle for entry in work.under_way.values()), None)
+            return 0.0 if bundle is None else self._call_seconds() * bundle.calls / bundle.width
 
     def _look_back(self) -> None:
         """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""
