@@ -42,9 +42,10 @@ def local() -> None:
     multiple=True,
     help="How the emulated account behaves, for example dispatch-seconds=2 (docs/emulator.md).",
 )
+@click.option("--latency", help="As slow as what: none, or azure, which takes minutes for its nodes. Default: none.")
 @click.option("--chaos", metavar="SEED|FILE", help="Faults between clients and servers (docs/faults.md).")
 @json_option
-def start(name: str, options: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def start(name: str, options: tuple[str, ...], latency: str | None, as_json: bool, **settings: Any) -> None:
     """Start it, and say what points clients at it.
 
     What is on stdout is for a shell: `eval "$(joblib-azure local start)"` points this package, the Azure CLI and the
@@ -53,9 +54,8 @@ def start(name: str, options: tuple[str, ...], as_json: bool, **settings: Any) -
     from ..local import engine
     from ..local.behaviour import read_options
 
-    found = engine.start(
-        name, emulator=read_options(options), notify=lambda line: click.echo(line, err=True), **settings
-    )
+    behaviour = read_options(options) | ({} if latency is None else {"latency": latency})
+    found = engine.start(name, emulator=behaviour, notify=lambda line: click.echo(line, err=True), **settings)
     if as_json:
         emit({**plain(found), "variables": found.variables(), "started": found.fresh})
         return

@@ -215,6 +215,15 @@ def test_what_cannot_be_started_is_told_before(settings: dict[str, Any], said: s
     assert not state.exists()
 
 
+def test_it_can_be_as_slow_as_azure(state: Path) -> None:
+    assert "latency" in cli("local", "start", "--latency", "moon", code=1)
+    assert not state.exists()
+    cli("local", "start", "--nodes", "1", "--cores", "1", "--latency", "azure", "--set", "clock-rate=200")
+    settings = Home().settings()
+    assert settings is not None
+    assert settings["emulator"] == {"latency": "azure", "clock_rate": 200.0}
+
+
 def test_what_was_never_started() -> None:
     for action in (engine.stop, engine.status):
         with pytest.raises(LocalClusterError, match="`joblib-azure local start` makes it"):
