@@ -79,8 +79,8 @@ def _storage_operation(method: str, target: str) -> str:
             break
     path = "/".join(part for part in (_JOB.sub(r"{job}-\1", container), name) if part)
     asked = [query[key][0] for key in ("restype", "comp") if key in query]
-    # The client has the account's key, or a SAS that reads and lists; those of nodes do one of both, or write.
-    who = "node  " if "sig" in query and query.get("sp") != ["rl"] else "client"
+    # Only the nodes come with a SAS; the client has the account's key.
+    who = "node  " if "sig" in query else "client"
     return f"{who}  storage  {method:6} /{path}{' ?' + ','.join(asked) if asked else ''}"
 
 

@@ -452,6 +452,7 @@ def test_on_a_terminal_each_is_asked_for(cluster: Cluster, folder: Path) -> None
     (left,) = (folder / "tmp").glob("joblib_azure-*")
     with cli_process.Running(folder, "doctor", "--leaks", terminal=True, TMPDIR=str(folder / "tmp")) as program:
         program.expect("]:")
+        time.sleep(0.5)  # as long as a person at least: the question is there a little before it can be answered
         program.type("\x03")
         assert program.end() == 130
         assert "Removed so far: nothing." in program.output

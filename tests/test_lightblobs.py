@@ -1,11 +1,11 @@
-"""What is listed and read past the SDK's models is what the SDK says, and where it is refused the SDK is asked."""
+"""What is listed and read past the SDK's models is what the SDK says."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 from azure.core.credentials import AzureNamedKeyCredential
@@ -14,10 +14,11 @@ from azure.core.pipeline import Pipeline
 from azure.storage.blob import BlobServiceClient
 
 from joblib_azure import LocalCluster
-from joblib_azure.errors import ResourceNotFoundError
+from joblib_azure.errors import AuthenticationError, ResourceNotFoundError
 from joblib_azure.retries.policy import Patience
 from joblib_azure.service import lightblobs
 from joblib_azure.service.blob import AzureBlobs
+from joblib_azure.service.credentials import connect_blobs
 from joblib_azure.service.lightblobs import LightBlobs
 from joblib_azure.transfer import transport
 
@@ -73,30 +74,21 @@ def test_what_is_not_there_is_told(blobs: AzureBlobs) -> None:
         assert (caught.value.context["code"], caught.value.context["status"]) == ("ContainerNotFound", 404)
 
 
-def test_where_its_signature_is_not_taken_the_sdk_is_asked(
-    blobs: AzureBlobs, sdk: BlobServiceClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Clocks are off, or the key was renewed: the account's credentials say whether that is an error."""
-    monkeypatch.setattr(lightblobs, "_LIFE", timedelta(hours=-2))
-    monkeypatch.setattr(blobs._light, "_signed", {})
-    assert blobs.read("light", "a", 0, 3) == bytes(range(3))
-    assert [each.name for each in blobs.blobs("light", "a")] == sorted(each for each in NAMES if each[0] == "a")
+def test_another_key_is_refused(blobs: AzureBlobs) -> None:
+    stranger = connect_blobs(blobs.endpoint, account=blobs.endpoint.rstrip("/").rpartition("/")[2], key="c3RyYW5nZXI=")
+    for action in (lambda: stranger.blobs("light", ""), lambda: stranger.read("light", "a", 0, 3)):
+        with pytest.raises(AuthenticationError):
+            action()
+    stranger.close()
 
 
-def test_its_signatures_are_made_anew(blobs: AzureBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def sign(container: str, permissions: str, lifetime: timedelta) -> str:
-        made.append(permissions)
-        return blobs.container_url(container, permissions, lifetime)
-
-    light = LightBlobs(Pipeline(transport(use_env_settings=False), [Patience(10)]), "2023-11-03", sign)
-    for _ in range(3):
-        assert light.read("light", "a", 0, 3) == bytes(range(3))
-    assert made == ["rl"]
-    monkeypatch.setattr(lightblobs.time, "monotonic", lambda: float("inf"))
-    assert light.read("light", "a", 0, 3) == bytes(range(3))
-    assert made == ["rl", "rl"]
+def test_its_debug_log_shows_no_signature(blobs: AzureBlobs, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        blobs.read("light", "a", 0, 3)
+        blobs.blobs("light", "")
+    assert "GET /" in caplog.text
+    assert "sig=" not in caplog.text
+    assert "SharedKey" not in caplog.text
 
 
 def test_half_an_answer_is_none() -> None:
@@ -116,7 +108,7 @@ def test_half_an_answer_is_none() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/account"
-        light = LightBlobs(Pipeline(transport(), [Patience(1.0)]), "2023-11-03", lambda *_: f"{url}/c?sig=x")
+        light = LightBlobs(Pipeline(transport(), [Patience(1.0)]), url, "2023-11-03")
         with pytest.raises(AzureError):
             light.read("c", "b", 0, 100)
         assert len(asked) > 1

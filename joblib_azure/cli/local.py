@@ -64,8 +64,8 @@ def start(name: str, options: tuple[str, ...], latency: str | None, as_json: boo
     for key, value in found.variables().items():
         click.echo(f"export {key}={shlex.quote(value)}")
     click.echo(
-        f'\nFor a shell: eval "$(joblib-azure local start{_named(name)})". In Python: parallel_config("azure", '
-        f"cluster={str(found.cluster_file)!r}).\nEnd it with `joblib-azure local stop{_named(name)}`.",
+        f'\nFor a shell: eval "$(joblib-azure local start --name {name})". In Python: parallel_config("azure", '
+        f"cluster={str(found.cluster_file)!r}).\nEnd it with `joblib-azure local stop --name {name}`.",
         err=True,
     )
 
@@ -84,7 +84,7 @@ def status(name: str, as_json: bool) -> None:
     if as_json:
         emit({"name": name, "served": found is not None, **({} if found is None else plain(found)), **held})
     elif found is None:
-        click.echo(f"The local account {name!r} is not served: `joblib-azure local start{_named(name)}` starts it.")
+        click.echo(f"The local account {name!r} is not served: `joblib-azure local start --name {name}` starts it.")
     else:
         rows = [
             ("served", f"since {found.since}, by process {found.pid}"),
@@ -115,13 +115,9 @@ def stop(name: str, delete: bool, as_json: bool) -> None:
         return
     ended = f"The local account {name!r} {'has ended' if served else 'was not served'}"
     kept = (
-        "what it held is removed" if delete else f"`joblib-azure local start{_named(name)}` goes on with what it holds"
+        "what it held is removed" if delete else f"`joblib-azure local start --name {name}` goes on with what it holds"
     )
     click.echo(f"{ended}; {kept}.")
-
-
-def _named(name: str) -> str:
-    return "" if name == "default" else f" --name {name}"
 
 
 def _held(found: Engine) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def start(
         if other:
             raise LocalClusterError(
                 f"the local account {name!r} is served already, with another {', '.join(other)}: end it with "
-                f"`joblib-azure local stop{_named(name)}` first"
+                f"`joblib-azure local stop --name {name}` first"
             )
         return _wait(home, fresh=False)
     install.find_azurite(notify)
@@ -222,14 +222,10 @@ def _home(name: str) -> Home:
     home = Home(name)
     if home.settings() is None:
         raise LocalClusterError(
-            f"there is no local account {name!r} in {home.folder.parent}: `joblib-azure local start{_named(name)}` "
+            f"there is no local account {name!r} in {home.folder.parent}: `joblib-azure local start --name {name}` "
             "makes it"
         )
     return home
-
-
-def _named(name: str) -> str:
-    return "" if name == "default" else f" --name {name}"
 
 
 def _settings(

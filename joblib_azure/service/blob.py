@@ -52,7 +52,7 @@ class AzureBlobs:
     def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any] | None = None) -> None:
         self._client = client
         version = str(client.api_version)
-        self._light = None if pipeline is None else LightBlobs(pipeline, version, self._signed_url)
+        self._light = None if pipeline is None else LightBlobs(pipeline, client.primary_endpoint, version)
         self._key = key
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
@@ -126,9 +126,8 @@ class AzureBlobs:
 
     @translates("listing blobs")
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
-        light = None if self._light is None else self._light.blobs(container, prefix)
-        if light is not None:
-            return light
+        if self._light is not None:
+            return self._light.blobs(container, prefix)
         found = self._client.get_container_client(container).list_blobs(name_starts_with=prefix)
         return [BlobItem(name=blob.name, size=blob.size, modified=blob.last_modified) for blob in found]
 
@@ -164,10 +163,9 @@ class AzureBlobs:
 
     @translates("reading a blob")
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        data: bytes | None = None
         if self._light is not None and length is not None and 0 < length <= PIECE:
-            data = self._light.read(container, name, offset, length)
-        if data is None:
+            data: bytes = self._light.read(container, name, offset, length)
+        else:
             blob = self._client.get_blob_client(container, name)
             data = blob.download_blob(offset=offset, length=length, max_concurrency=_STREAMS).readall()
         self._transfers.count(fetched=len(data))
@@ -180,11 +178,6 @@ class AzureBlobs:
     def container_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
         token = generate_container_sas(self._account, container, permission=permissions, **self._signature(lifetime))
         return f"{self._client.get_container_client(container).url}?{token}"
-
-    def _signed_url(self, container: str, permissions: str, lifetime: timedelta) -> str:
-        if self._key:
-            return self.container_url(container, permissions, lifetime)
-        return str(self._client.get_container_client(container).url)
 
     def blob_url(self, container: str, name: str, lifetime: timedelta) -> str:
         token = generate_blob_sas(self._account, container, name, permission="r", **self._signature(lifetime))

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.credentials import TokenCredential as TokenCredential
 from azure.core.pipeline import Pipeline, PipelineRequest
-from azure.core.pipeline.policies import BearerTokenCredentialPolicy
+from azure.core.pipeline.policies import BearerTokenCredentialPolicy, SansIOHTTPPolicy
 
 from ..errors import ConfigurationError
 from ..retries import SERVICE_SECONDS, request_timeout
@@ -201,6 +201,7 @@ def connect_blobs(
 
     from ..transfer import transport
     from .blob import LARGE_PUT, AzureBlobs
+    from .lightblobs import SharedKeyPolicy
 
     if connection_string:
         try:
@@ -215,15 +216,16 @@ def connect_blobs(
     options = client_options(endpoint, seconds, wanted)
     options["transport"] = transport(**options)
     # A policy belongs to one pipeline; the connections are shared.
-    policies: list[Any] = [Patience(seconds, wanted)]
+    shows: SansIOHTTPPolicy[Any, Any] | BearerTokenCredentialPolicy[Any, Any]
     if credential is not None:
         bearer = LoopbackBearerPolicy if endpoint.startswith("http://") else BearerTokenCredentialPolicy
-        policies.append(bearer(credential, _STORAGE_SCOPE))
+        shows = bearer(credential, _STORAGE_SCOPE)
         client = BlobServiceClient(endpoint, credential, **LARGE_PUT, **options)
     else:
         _check_key(key, "the storage account's key")
+        shows = SharedKeyPolicy(account, key)
         client = BlobServiceClient(endpoint, AzureNamedKeyCredential(account, key), **LARGE_PUT, **options)
-    pipeline = Pipeline(options["transport"], policies)
+    pipeline = Pipeline(options["transport"], [Patience(seconds, wanted), shows])
     return AzureBlobs(client, key="" if credential is not None else key, pipeline=pipeline)
 
 

@@ -161,7 +161,8 @@ def test_its_files_are_the_user_s_alone(state: Path) -> None:
 
 def test_another_size_is_for_the_next_start() -> None:
     found = engine.start(nodes=1, cores=1)
-    with pytest.raises(LocalClusterError, match="with another nodes: end it with `joblib-azure local stop` first"):
+    said = "with another nodes: end it with `joblib-azure local stop --name default` first"
+    with pytest.raises(LocalClusterError, match=said):
         engine.start(nodes=3)
     assert engine.start(nodes=1, cores=1).pid == found.pid
     engine.stop()
@@ -226,7 +227,7 @@ def test_it_can_be_as_slow_as_azure(state: Path) -> None:
 
 def test_what_was_never_started() -> None:
     for action in (engine.stop, engine.status):
-        with pytest.raises(LocalClusterError, match="`joblib-azure local start` makes it"):
+        with pytest.raises(LocalClusterError, match="`joblib-azure local start --name default` makes it"):
             action()
 
 
