@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+#: Tasks that one request adds at most: https://learn.microsoft.com/azure/batch/large-number-tasks
+COLLECTION = 100
+
 
 class Cost(NamedTuple):
     """What a call takes of one worker, in seconds."""

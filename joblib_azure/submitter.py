@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .call import Call, UnderWay
-from .capacity import Bundle
+from .capacity import COLLECTION, Bundle
 from .ending import ending
 from .errors import ContentChangedError, JoblibAzureError
 from .service import TaskSpec
@@ -37,8 +37,8 @@ _TRIES = 3
 _GATHER = 0.005
 #: Seconds of encoding after which what is uploaded is added at once.
 _LONG = 0.03
-#: The same two where every slot has a task already: then more go in one request, up to so many.
-_CALM, _COLLECTION = 0.5, 100
+#: The same two where every slot has a task already: then more go in one request.
+_CALM = 0.5
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -104,7 +104,7 @@ class Submitter:
             work.changed.wait(_GATHER)
             return
         end = time.monotonic() + _CALM
-        while self._uploading and len(self._ready) < _COLLECTION and not self._session.closed:
+        while self._uploading and len(self._ready) < COLLECTION and not self._session.closed:
             rest = end - time.monotonic()
             if rest <= 0 or self._slots_wait() or self._failed:
                 return

@@ -53,6 +53,7 @@ from joblib_azure.node.nested import NestedBackend
 from joblib_azure.node.storage import TaskStorage
 from joblib_azure.registry import session_for
 from joblib_azure.service.blob import AzureBlobs
+from joblib_azure.service.credentials import connect_blobs
 from joblib_azure.session import Session
 from joblib_azure.storage import BUFFERS
 
@@ -709,8 +710,7 @@ def test_a_task_can_only_read_a_buffer_that_it_was_granted(what: str, granted: s
 )
 def test_a_token_crosses_no_network_in_the_clear(endpoint: str, protocols: set[str]) -> None:
     key = base64.b64encode(b"k" * 64).decode()
-    credential = AzureNamedKeyCredential("account", key)
-    blobs = AzureBlobs(BlobServiceClient(endpoint, credential=credential), key=key)
+    blobs = connect_blobs(endpoint, account="account", key=key)
     for url in (blobs.blob_url("c", "b", HOUR), blobs.container_url("c", "r", HOUR)):
         query = parse_qs(urlsplit(url).query)
         assert set(query["spr"][0].split(",")) == protocols

@@ -25,7 +25,7 @@ from .. import labels
 from ..batchjob import BatchJob
 from ..buffers import BufferStore
 from ..bundler import Bundler, CallSettings
-from ..capacity import Bundle
+from ..capacity import COLLECTION, Bundle
 from ..cluster import Cluster
 from ..codec import EncodedChunk
 from ..dispatch import describe_function
@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Bundles whose uploads are under way: what bounds the memory of a submission.
 _UPLOADS = 8
-#: Tasks that are added in one request, and seconds that they wait for so many.
-_COLLECTION, _GATHER = 100, 1.0
+#: Seconds that tasks wait for as many as one request adds.
+_GATHER = 1.0
 #: Bytes of encoded calls, with the buffers that are new, that end a bundle, however many calls it was to have: they are
 #: in memory until they are sent.
 _LARGEST = 16 << 20
@@ -334,7 +334,7 @@ class Submission:
     def _add(self, *, all_of_them: bool = False) -> None:
         """Add the tasks whose bundles are stored, once they are many or have waited: a generator may take its time."""
         with self._lock:
-            many, late = len(self._ready) >= _COLLECTION, time.monotonic() - self._added > _GATHER
+            many, late = len(self._ready) >= COLLECTION, time.monotonic() - self._added > _GATHER
             if not self._ready or not (many or late or all_of_them):
                 return
             ready, self._ready, self._added = self._ready, [], time.monotonic()

@@ -62,6 +62,11 @@ def machine_cores() -> int:
     return os.cpu_count() or 1
 
 
+def shared_cores(nodes: int) -> int:
+    """Return the cores of each of so many nodes that share the machine, at least 1."""
+    return max(1, machine_cores() // max(1, nodes))
+
+
 def _sizes(nodes: int, spot: int) -> dict[str, Any]:
     if not spot:
         return {"nodes": nodes, "pool_size": {"autoscale_formula": "FIXED"}}
@@ -139,7 +144,7 @@ class LocalCluster(Cluster):
         self._schedule = None if chaos is None else chaos_schedule(chaos)
         self._emulator_flags = emulator_flags(emulator or {})
         machine = machine_cores()
-        cores = max(1, machine // max(1, nodes)) if cores_per_node is None else cores_per_node
+        cores = shared_cores(nodes) if cores_per_node is None else cores_per_node
         config = ClusterConfig.read(
             {
                 "name": "local",

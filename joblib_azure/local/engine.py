@@ -24,7 +24,7 @@ from ..config import AccountConfig, ClusterConfig
 from ..errors import ConfigurationError, LocalClusterError, masked
 from . import install
 from .behaviour import emulator_flags, node_seconds
-from .cluster import check_extra, machine_cores
+from .cluster import check_extra, machine_cores, shared_cores
 from .guarded import GUARD_GRACE, tail
 from .home import Home, new_account
 from .keeper import START_SECONDS
@@ -244,7 +244,7 @@ def _settings(
         before = {
             **new_account(),
             "nodes": count,
-            "cores": max(1, machine_cores() // max(1, count)),
+            "cores": shared_cores(count),
             "max_tasks_per_node": 1,
         }
     given = {

@@ -18,7 +18,7 @@ from functools import cache
 from math import ceil, isfinite, sqrt
 from statistics import NormalDist, median_low
 
-from ..capacity import Bundle, Capacity, Cost
+from ..capacity import COLLECTION, Bundle, Capacity, Cost
 from .calls import PROBE, CallState, Shape
 
 # Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the median of the
@@ -41,7 +41,7 @@ CHUNK_SECONDS = 0.1
 MAX_BACKLOG = 10_000
 # What waits in the service is topped up when this part of the slots has been used of it, or as many tasks as one
 # request adds: a large pool's tasks then come in hundreds, and no slot waits for that.
-REFILL, COLLECTION = 4, 100
+REFILL = 4
 
 
 class Planner:

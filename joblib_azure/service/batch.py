@@ -10,6 +10,7 @@ from urllib.parse import quote
 from azure.batch import BatchClient, models
 from azure.core.exceptions import AzureError, HttpResponseError
 
+from ..capacity import COLLECTION
 from ..errors import ResourceNotFoundError, ServiceError
 from .faults import error_code, translated, translates
 from .interfaces import JobSpec, TaskEnd, TaskSpec, Upload
@@ -18,7 +19,7 @@ from .poolmodels import failure_text, resource_file, settings, text
 from .pools import PoolOperations
 from .poolspec import TaskContainer
 
-#: Requests in parallel when more than one collection of 100 tasks is added.
+#: Requests in parallel when more than one collection of tasks is added.
 _ADDERS = 4
 #: A task's processes run as the pool's own user, which is no administrator: the pool is the boundary of
 #: trust between its jobs (DESIGN.md, "On the node").
@@ -124,7 +125,7 @@ class AzureBatch(JobOperations, PoolOperations):
             for task in reversed(tasks)
         ]
         try:
-            self._client.create_tasks(job, options, max_concurrency=_ADDERS if len(options) > 100 else None)
+            self._client.create_tasks(job, options, max_concurrency=_ADDERS if len(options) > COLLECTION else None)
         except models.CreateTasksError as exc:
             for error in exc.errors or ():
                 if isinstance(error, AzureError):  # of a whole request; what it says is told like any other

@@ -45,14 +45,13 @@ class AzureBlobs:
         With credentials, as `credentials.connect_blobs` makes it.
     key : str
         The account's key; empty where the client has tokens.
-    pipeline : Pipeline, optional
-        For what is asked most often, with the client's own transport and retries; by default all goes through `client`.
+    pipeline : Pipeline
+        For what is asked most often, with the client's own transport, retries and credentials.
     """
 
-    def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any] | None = None) -> None:
+    def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any]) -> None:
         self._client = client
-        version = str(client.api_version)
-        self._light = None if pipeline is None else LightBlobs(pipeline, client.primary_endpoint, version)
+        self._light = LightBlobs(pipeline, client.primary_endpoint, str(client.api_version))
         self._key = key
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)
@@ -126,10 +125,7 @@ class AzureBlobs:
 
     @translates("listing blobs")
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
-        if self._light is not None:
-            return self._light.blobs(container, prefix)
-        found = self._client.get_container_client(container).list_blobs(name_starts_with=prefix)
-        return [BlobItem(name=blob.name, size=blob.size, modified=blob.last_modified) for blob in found]
+        return self._light.blobs(container, prefix)
 
     @translates("looking for a blob")
     def stat(self, container: str, name: str) -> BlobItem | None:
@@ -163,7 +159,7 @@ class AzureBlobs:
 
     @translates("reading a blob")
     def read(self, container: str, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        if self._light is not None and length is not None and 0 < length <= PIECE:
+        if length is not None and 0 < length <= PIECE:
             data: bytes = self._light.read(container, name, offset, length)
         else:
             blob = self._client.get_blob_client(container, name)
