@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import Counter
@@ -84,7 +85,7 @@ class _Future:
 
 
 class NoBackend(ParallelBackendBase):  # type: ignore[misc]
-    """Does nothing with a chunk, on a thread of its own as the real one."""
+    """Does nothing with a chunk; its callbacks are on one thread, as those of the real one."""
 
     supports_retrieve_callback = True
     calls_a_chunk = 1
@@ -95,14 +96,21 @@ class NoBackend(ParallelBackendBase):  # type: ignore[misc]
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **ignored: Any) -> int:
         self.parallel = parallel
+        self._queue: queue.SimpleQueue[tuple[Callable[[Any], Any], _Future]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
         return self.workers
+
+    def _run(self) -> None:
+        while True:
+            callback, future = self._queue.get()
+            callback(future)
 
     def compute_batch_size(self) -> int:
         return self.calls_a_chunk
 
     def submit(self, func: Any, callback: Callable[[Any], Any]) -> _Future:
         future = _Future([None] * len(func))
-        threading.Thread(target=callback, args=(future,)).start()
+        self._queue.put((callback, future))
         return future
 
     def retrieve_result_callback(self, out: _Future) -> list[Any]:

@@ -56,8 +56,9 @@ _MOST_RUNS = 5
 _LOOK, _LONGEST_WAIT = 0.1, 120.0
 #: Buffers that are kept.
 _MOST_BUFFERS = 64
-#: The part of a task's age that its outcomes may wait for each other, as a node has it.
-_GROWTH = 0.02
+#: The part of a task's age that its outcomes may wait for each other; and the seconds, or the part of a wait that is longer
+#: than usual, for which the first of a pause waits for the next: as a node has them.
+_GROWTH, _GATHER, _GATHER_PART, _SPACING = 0.02, 0.005, 0.05, 0.2
 _VERSION = "2025-01-05"
 
 _storage = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="simulated-storage")
@@ -171,7 +172,7 @@ class _Run:
         try:
             items, backend, n_jobs = _load(bundle, bundle.chunks[chunk])
             calls = len(items)
-            batch = BatchedCalls((), (backend, n_jobs))
+            batch = BatchedCalls((), (functions[backend] if isinstance(backend, int) else backend, n_jobs))
             batch.items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
             ok, encoded = True, encode_outcome(batch(), each=True)
         # As on a node: whatever a call raises is its outcome.
@@ -228,7 +229,7 @@ class _Run:
         while not self._closing or self._queue:
             await self._news.wait()
             pause = min(spacing[1], max(spacing[0], _GROWTH * (self._loop.time() - begun)))
-            rest = last + pause - self._loop.time()
+            rest = max(last + pause - self._loop.time(), _GATHER, _GATHER_PART * (pause - _SPACING))
             while rest > 0 and not self._closing:
                 self._news.clear()
                 with contextlib.suppress(asyncio.TimeoutError):

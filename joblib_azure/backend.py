@@ -141,6 +141,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         self._session: Session | None = None
         self._call: Call | None = None
         self._pump: Pump | None = None
+        self._nested: NestedBackend | None = None
         self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -214,8 +215,10 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         return workers
 
     def get_nested_backend(self) -> tuple[ParallelBackendBase, int | None]:
-        """Return the backend for Parallel calls inside a call; it travels with every chunk."""
-        return NestedBackend((self.nesting_level or 0) + 1), None
+        """Return the backend for Parallel calls inside a call: always the same, so that it travels once."""
+        if self._nested is None:
+            self._nested = NestedBackend((self.nesting_level or 0) + 1)
+        return self._nested, None
 
     # a call ---------------------------------------------------------------------------------------------
 
@@ -243,7 +246,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             shown.running(partial(counters.look, self._call, counters.mark()))
         if Pump.applies_to(self.parallel):
             session, call = self._session, self._call
-            self._pump = Pump(self.parallel, lambda: session.work.wanted(call), lambda: session.work.exhaust(call))
+            self._pump = Pump(self.parallel, lambda: session.wanted(call), lambda: session.work.exhaust(call))
 
     def _new_reporter(self) -> Reporter:
         return reporter(

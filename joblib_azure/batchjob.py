@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: For how long a SAS may live where an identity signs it, and so the most that a job may last.
 MOST_LIFE = timedelta(days=7)
 
+#: Seconds for which a signed URL serves further bundles too, and how many are kept.
+_URL_SECONDS, _MOST_URLS = 600.0, 1000
 #: Seconds between two tries to create a job for which there is no room.
 _FIRST_LOOK, _LAST_LOOK = 0.5, 15.0
 
@@ -63,6 +65,8 @@ class BatchJob:
         )
         image = config.container_image  # its own shared memory would be 64 MB, and loky's workers need more
         self.container = None if image is None else TaskContainer(image=image, options="--ipc=host")
+        #: Signed URLs of buffers, by name, and until when they serve.
+        self._urls: dict[str, tuple[str, float]] = {}
         self.plan: EnvironmentPlan
         #: Whether the service was given the job.
         self.created = False
@@ -186,12 +190,25 @@ class BatchJob:
 
     # tasks ----------------------------------------------------------------------------------------------
 
+    def _buffer_url(self, name: str) -> str:
+        """Return where a node reads a buffer: the same for many bundles, for to sign costs as much as to store one."""
+        now = time.monotonic()
+        url, until = self._urls.get(name, ("", 0.0))
+        if now >= until:
+            if len(self._urls) >= _MOST_URLS:
+                self._urls.clear()
+            url = self.cluster.blobs.blob_url(BUFFERS, name, self.life)
+            self._urls[name] = url, now + _URL_SECONDS
+        return url
+
     def put_bundle(
         self,
         bundler: Bundler,
         task: str,
         encoded: Sequence[tuple[int, EncodedChunk]],
         stored: Callable[[str], bool],
+        *,
+        streams: int | None = None,
     ) -> dict[str, Buffer]:
         """Store a task's bundle and return the buffers that it needs besides, by their names.
 
@@ -203,6 +220,8 @@ class BatchJob:
         encoded : sequence of (int, EncodedChunk)
         stored : callable
             Tells whether a buffer is in storage already.
+        streams : int, optional
+            Tasks that run at once, about; by default as many as there is room for.
 
         Raises
         ------
@@ -214,8 +233,9 @@ class BatchJob:
             f"{self.id}/{task}",
             encoded,
             environment.client_needs(bundler.modules, self.plan.elsewhere),
-            lambda name: blobs.blob_url(BUFFERS, name, self.life),
+            self._buffer_url,
             stored,
+            streams=self.capacity.lanes if streams is None else streams,
         )
         blobs.put(self.inputs, f"bundles/{task}", data)
         return buffers

@@ -17,6 +17,14 @@ from .codec.content import Map
 THRESHOLD = 1 << 20
 #: Seconds between two requests with outcomes of one task, at first and at most.
 _SPACING, _SPACING_OF_A_LIST = (0.2, 0.2), (1.0, 2.0)
+#: Of all tasks of a client together no more come a second, about: each costs it a request too. For a large pool that
+#: gives a longer pause between two of one task, but none longer than this.
+_APPENDS, _LONGEST_SPACING = 200.0, 5.0
+
+
+def spacing_among(streams: int) -> float:
+    """Return the seconds between two requests with outcomes of one task, where so many tasks run at once."""
+    return min(streams / _APPENDS, _LONGEST_SPACING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +69,14 @@ class CallSettings:
         """Whether somebody sees the results one by one: a generator's consumer, or joblib's clock."""
         return self.return_as != "list" or self.timed
 
-    @property
-    def spacing(self) -> tuple[float, float]:
-        """Seconds that the outcomes of a task wait for each other before they are sent, at first and at most.
+    def spacing(self, streams: int) -> tuple[float, float]:
+        """Return the seconds that outcomes of a task wait for each other before they are sent, at first and at most.
 
-        Each request costs as much as a short call.
+        Each request costs as much as a short call. `streams` tasks run at once.
         """
-        return _SPACING if self.watched else _SPACING_OF_A_LIST
+        first, last = _SPACING if self.watched else _SPACING_OF_A_LIST
+        among = spacing_among(streams)
+        return max(first, among), max(last, among)
 
     @property
     def threshold(self) -> int:
@@ -128,6 +137,7 @@ class Bundler:
         needs: Any,
         url: Callable[[str], str],
         stored: Callable[[str], bool],
+        streams: int,
     ) -> tuple[bytes, dict[str, Buffer]]:
         """Return a bundle of these chunks and the buffers that it needs, by their names.
 
@@ -142,6 +152,8 @@ class Bundler:
             Returns where a node reads the buffer of a name.
         stored : callable
             Tells whether it is there already.
+        streams : int
+            Tasks that run at once, about.
         """
         settings = self.settings
         manifest: dict[str, Any] = {
@@ -152,7 +164,7 @@ class Bundler:
             "overlay": [buffer.digest for buffer in self.overlay],
             "initializer": settings.initializer and base64.b64encode(settings.initializer).decode(),
             "needs": needs,
-            "spacing": settings.spacing,
+            "spacing": settings.spacing(streams),
             "uploads": self.uploads,
         }
         return write_bundle(key, place, manifest, encoded, self._encoder, self.overlay, url, stored)

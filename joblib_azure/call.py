@@ -33,6 +33,7 @@ from .errors import (
 )
 from .history import Remembered, Trace, merged
 from .results import Results
+from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 _BESIDE = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Outcome:
     """A chunk's authenticated outcome: its head, its pickle and where it was made.
 
@@ -55,7 +56,7 @@ class Outcome:
     raised : tuple, optional
         What a call raised, and its traceback, where that was too large for the head's record.
     calls : sequence of int, default ()
-        The numbers of the chunk's calls that ran, for whoever is told that one has failed.
+        The numbers of the chunk's calls that ran, for whoever is told that one has failed; a `ChunkFuture` knows them.
     log : str, default ""
         The command that shows what the task wrote, where there is one.
     """
@@ -126,6 +127,8 @@ def _warn(note: str) -> None:
 class ChunkFuture:
     """What `submit` returns for one chunk. Its callback fires exactly once."""
 
+    __slots__ = ("_callback", "_first", "_outcome", "batch", "calls", "chunk", "known")
+
     def __init__(
         self,
         chunk: int,
@@ -162,7 +165,7 @@ class ChunkFuture:
             except JoblibAzureError as exc:
                 outcome = exc
         if isinstance(outcome, Outcome):
-            outcome = replace(outcome, calls=self.numbers)
+            outcome.calls = self.numbers  # nobody else has it
         self._outcome, self.batch = outcome, None
         if self._callback is not None:
             self._callback(self)
@@ -217,7 +220,7 @@ class Call:
         #: changed since one did.
         self.dispatched = self.recalled = self.changed = 0
         #: How often each chunk was sent.
-        self.attempts: Counter[int] = Counter()
+        self.attempts = Tally()
         #: How often each was lost with its task while it was running, as far as that is known.
         self.lost: Counter[int] = Counter()
         #: Delayed calls that were added, that have results, and that have none for good.
@@ -313,7 +316,8 @@ class Call:
         """Count an attempt to send these chunks and return the id of its task: the same again for the same content."""
         first = encoded[0][0]
         attempt = self.attempts[first]
-        self.attempts.update(chunk for chunk, _ in encoded)
+        for chunk, _ in encoded:
+            self.attempts.add(chunk)
         digest = hashlib.sha256()
         for chunk, content in encoded:
             digest.update(f"{chunk}:{len(content.data)};".encode() + content.data)
@@ -336,6 +340,7 @@ class Call:
             future = self._futures.pop(chunk, None)
             if future is None:
                 return False
+            self.traces.pop(chunk, None)
             if isinstance(outcome, Outcome) and outcome.head.get("ok"):
                 self.done += future.calls
             else:

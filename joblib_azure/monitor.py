@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from .bundler import spacing_among
 from .call import Outcome
 from .cluster.stranded import gone, stranded
 from .codec import Record
@@ -31,7 +32,7 @@ from .errors import (
 from .outcomes import OutcomeReader, Place, task_of
 from .service import BlobItem, TaskEnd
 from .takeover import HEARTBEAT, put_sign_of_life
-from .transfer import side_by_side
+from .transfer import STREAMS, side_by_side
 
 if TYPE_CHECKING:
     from .call import UnderWay
@@ -56,6 +57,8 @@ DOUBT = 5.0
 #: Where all goes well these find nothing: then the pause may be this part of what a task takes, up to so many seconds.
 #: A task that is lost without a word has taken so much longer then.
 TASK_PART, CALM_TASK_LOOK = 0.1, 30.0
+#: And of many tasks a larger part, one in so many, up to this: each is a smaller part of the work.
+TASK_PART_OF_MANY, MANY_TASKS = 0.25, 4000
 #: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag. It goes back further
 #: from time to time only, or each task would be listed a dozen times.
 OVERLAP, WIDE_OVERLAP = timedelta(seconds=5), timedelta(seconds=60)
@@ -149,11 +152,12 @@ class Monitor:
             if work.under_way:
                 # Many things wake those that wait here; only a step, or time, is a reason to look.
                 end = time.monotonic() + self._pause()
-                while work.steps == self._steps and not session.closed and (rest := end - time.monotonic()) > 0:
+                while not session.closed and (rest := end - time.monotonic()) > 0:
                     work.changed.wait(rest)
-                if work.steps != self._steps:
-                    self._steps = work.steps
-                    self._wake()
+                    if work.steps != self._steps:
+                        self._steps = work.steps
+                        self._wake()
+                        end = min(end, time.monotonic() + self._pause())
                 return
             rest = work.idle_since + idle_timeout - time.monotonic()
             if work.calls or rest > 0:
@@ -168,7 +172,8 @@ class Monitor:
 
     def _pause(self) -> float:
         """Return how long to wait until the next look; with the session's lock held."""
-        least = max(FIRST_LOOK, self._taken * LOOK_PART)
+        # Twice while a task's outcomes wait for each other: half of that is what a look adds to it on average.
+        least = max(FIRST_LOOK, self._taken * LOOK_PART, spacing_among(self._streams()) / 2)
         rest = self._session.work.least_rest()
         if rest > 0.0:
             age = time.monotonic() - self._idle
@@ -178,6 +183,11 @@ class Monitor:
         if rest < 0.0:  # it may have ended since then only
             quiet = min(quiet, -rest)
         return max(least, min(quiet * QUIET_PART, LAST_LOOK))
+
+    def _streams(self) -> int:
+        """Return how many tasks run at once, about."""
+        work = self._session.work
+        return min(work.planner.under_way, self._session.capacity.lanes)
 
     def _wake(self) -> None:
         """Something happened: look again soon."""
@@ -203,7 +213,8 @@ class Monitor:
         if now >= self._task_look:
             ended = self._read_ended()
             longer = min(self._task_pause * TASK_LOOK_GROWTH, LAST_TASK_LOOK)
-            calm = max(FIRST_TASK_LOOK, min(self._task_seconds() * TASK_PART, CALM_TASK_LOOK))
+            part = max(TASK_PART, min(self._streams() / MANY_TASKS, TASK_PART_OF_MANY))
+            calm = max(FIRST_TASK_LOOK, min(self._task_seconds() * part, CALM_TASK_LOOK))
             self._task_pause = FIRST_TASK_LOOK if ended else calm if progressed else longer
             progressed = progressed or ended
             self._task_look = time.monotonic() + self._task_pause
@@ -220,13 +231,24 @@ class Monitor:
     def _read_outcomes(self) -> bool:
         """Read what the append blobs have more; True where there was something."""
         session, work = self._session, self._session.work
+        tasks: dict[str, list[str]] = {}
         with work.changed:
             calls = {entry.call.id for entry in work.under_way.values() if entry.remaining}
-        grown = [item for call in sorted(calls) for item in self._reader.grown(call, work.under_way.__contains__)]
+            for task, entry in work.under_way.items():
+                tasks.setdefault(entry.call.id, []).append(task)
+        wanted = work.under_way.__contains__
+        grown = [item for call in sorted(calls) for item in self._reader.grown(call, wanted, tasks[call])]
         if grown:
             with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
-                side_by_side(session.pool, self._read, grown)
+                # A share for each thread: to hand them over one by one would cost a tenth of the reading.
+                side_by_side(
+                    session.pool, self._read_some, [grown[n::STREAMS] for n in range(min(STREAMS, len(grown)))]
+                )
         return bool(grown)
+
+    def _read_some(self, items: Sequence[BlobItem]) -> None:
+        for item in items:
+            self._read(item)
 
     def _read(self, item: BlobItem) -> None:
         entry = self._session.work.under_way.get(task_of(item.name))

@@ -10,7 +10,7 @@ have grown, and only the new bytes of those are read::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from .service import BlobItem, BlobService
 
 logger = logging.getLogger(__name__)
 
+#: Blobs of a call from which on not all are listed, and listings that they are looked for with then.
+_MANY, _PARTS = 2000, 8
 #: Bytes that are read at a time: more than the largest record, since a larger outcome is a payload.
 _WINDOW = 16 << 20
 
@@ -40,9 +42,24 @@ class _Stream:
     records: int = 0
 
 
+_NOTHING = _Stream()
+
+
 def task_of(blob: str) -> str:
     """Return the task whose run wrote a blob of outcomes."""
     return blob.split("/")[1]
+
+
+def stems(names: Collection[str], most: int) -> list[str]:
+    """Return what names begin with: up to `most` prefixes of one length, as long as that allows."""
+    low, high = 0, max(map(len, names), default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len({name[:middle] for name in names}) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return sorted({name[:low] for name in names})
 
 
 class OutcomeReader:
@@ -63,22 +80,40 @@ class OutcomeReader:
     def __init__(self, blobs: Callable[[], BlobService], container: str, key: bytes, job: str) -> None:
         self._blobs, self._container, self._key, self._job = blobs, container, key, job
         self._streams: dict[str, _Stream] = {}
+        #: Of calls, how many blobs there were when all were listed.
+        self._listed: dict[str, int] = {}
 
-    def grown(self, call: str, wanted: Callable[[str], bool]) -> list[BlobItem]:
+    def grown(self, call: str, wanted: Callable[[str], bool], tasks: Collection[str] | None = None) -> list[BlobItem]:
         """Return the blobs of a call that have more, of those tasks that are wanted.
+
+        Parameters
+        ----------
+        call : str
+        wanted : callable
+            Tells of a task whether it is.
+        tasks : collection of str, optional
+            All that are, where that is known: once a call has had very many tasks, those that ended are not all listed
+            again.
 
         Raises
         ------
         ServiceError
         """
-        found = []
-        for item in self._blobs().blobs(self._container, f"{call}/"):
-            if "." in item.name:  # a payload
-                continue
-            stream = self._streams.setdefault(item.name, _Stream())
-            if item.size > stream.position and wanted(task_of(item.name)):
-                found.append(item)
-        return found
+        listed = [f"{call}/"]
+        if tasks is not None:
+            if self._listed.get(call, 0) > _MANY:
+                listed = stems([f"{call}/{task}/" for task in tasks], _PARTS)
+            if len(self._streams) > 2 * len(tasks) + _MANY:
+                self._streams = {name: stream for name, stream in self._streams.items() if wanted(task_of(name))}
+        items = [item for prefix in listed for item in self._blobs().blobs(self._container, prefix)]
+        self._listed[call] = max(self._listed.get(call, 0), len(items))
+        return [
+            item
+            for item in items
+            if "." not in item.name  # a payload
+            and item.size > self._streams.get(item.name, _NOTHING).position
+            and wanted(task_of(item.name))
+        ]
 
     def read(self, item: BlobItem, take: Callable[[Record, Place], object]) -> None:
         """Hand over the records of a blob that are new.
@@ -89,7 +124,8 @@ class OutcomeReader:
             Where one is forged or damaged; those before it were handed over.
         ServiceError
         """
-        stream, name = self._streams[item.name], item.name
+        name = item.name
+        stream = self._streams.setdefault(name, _Stream())
         try:
             while stream.position < item.size:
                 # A window at a time: what many tasks have said meanwhile must not all be in memory at once.

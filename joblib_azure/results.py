@@ -21,8 +21,7 @@ import heapq
 import logging
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .codec import Landing, Layout, decode_outcome, group_size
@@ -53,16 +52,12 @@ class Part:
         Bytes of memory that it takes while it is there.
     load : callable
         Fetches and authenticates it, and returns an iterator over its results.
-    body : bytes, optional
-        A pickle that is there already, in place of what `load` would bring.
     """
 
-    __slots__ = ("ahead", "body", "future", "gone", "load", "place", "size")
+    __slots__ = ("ahead", "future", "gone", "load", "place", "size")
 
-    def __init__(
-        self, place: tuple[int, ...], size: int, load: Callable[[], Iterator[Any]], body: bytes | None = None
-    ) -> None:
-        self.place, self.size, self.load, self.body = place, size, load, body
+    def __init__(self, place: tuple[int, ...], size: int, load: Callable[[], Iterator[Any]]) -> None:
+        self.place, self.size, self.load = place, size, load
         self.future: concurrent.futures.Future[Iterator[Any]] | None = None
         self.ahead = False  #: whether it counts against the budget
         self.gone = False
@@ -72,17 +67,22 @@ class Part:
 
 
 class Results:
-    """The results of one chunk, to be iterated over once."""
+    """The results of one chunk, to be iterated over once.
 
-    def __init__(self, window: Window, parts: Iterable[Part]) -> None:
+    joblib keeps one for each chunk that nobody has consumed yet, of a slow consumer hundreds of thousands.
+    """
+
+    __slots__ = ("_parts", "_window")
+
+    def __init__(self, window: Window, parts: Sequence[Part]) -> None:
         self._window = window
-        self._parts = collections.deque(parts)
+        self._parts = list(reversed(parts))
 
     @classmethod
     def none(cls) -> Results:
         """Return the results of no call."""
         found = cls.__new__(cls)
-        found._parts = collections.deque()
+        found._parts = []
         return found
 
     def __repr__(self) -> str:
@@ -90,7 +90,34 @@ class Results:
 
     def __iter__(self) -> Iterator[Any]:
         while self._parts:
-            yield from self._window.take(self._parts.popleft())
+            yield from self._window.take(self._parts.pop())
+
+    def __del__(self) -> None:
+        # A finaliser would do as well, and takes half a kilobyte.
+        if self._parts:
+            self._window.drop(self._parts)
+
+
+class SmallResults(Results):
+    """Those of a small outcome, whose pickle is at hand."""
+
+    __slots__ = ("_body", "_call")
+
+    def __init__(self, window: Window, call: int, body: bytes) -> None:
+        self._window, self._call, self._body = window, call, body
+
+    def __repr__(self) -> str:
+        return f"<SmallResults: {len(self._body)} bytes to come>"
+
+    def __iter__(self) -> Iterator[Any]:
+        body, self._body = self._body, b""
+        if body:
+            self._window.give_back(self._call, len(body))
+            yield from decode_outcome(body)
+
+    def __del__(self) -> None:
+        if self._body:
+            self._window.drop([(self._call, len(self._body))])
 
 
 class Window:
@@ -124,10 +151,12 @@ class Window:
         self._lock = threading.Lock()
         self._waiting: list[Part] = []
         self._held = self._kept = 0
-        # A finaliser runs on any thread, within any lock's reach: it only leaves its parts here.
-        self._dropped: collections.deque[Part] = collections.deque()
+        # What is collected is so on any thread, within any lock's reach: it only leaves its parts here. Of a small one
+        # that is its call and its size.
+        self._dropped: collections.deque[Part | tuple[int, int]] = collections.deque()
         self._sweeping = False
-        self._left = 0
+        #: Parts that were neither consumed nor dropped, by the number of their call.
+        self._left: collections.Counter[int] = collections.Counter()
         self._when_empty: Callable[[], Any] | None = None
         self._closed = ""
 
@@ -142,7 +171,12 @@ class Window:
     @property
     def left(self) -> int:
         """Parts that were neither consumed nor dropped."""
-        return self._left
+        with self._lock:
+            return self._left.total()
+
+    def left_of(self, call: int) -> int:
+        """Return how many those are of one Parallel call, by its number."""
+        return self._left[call]
 
     # what arrives ---------------------------------------------------------------------------------------
 
@@ -190,30 +224,29 @@ class Window:
             Reads and authenticates it again then.
         order : tuple of int
         """
-        part = Part((*order, 0), len(body), lambda: iter(decode_outcome(load())))
         with self._lock:
             if self._kept + len(body) <= self._budget // 4:
                 self._kept += len(body)
-                part.body = bytes(body)
-        return self._add([part], bounded=True)
+                self._left[order[0]] += 1
+                return SmallResults(self, order[0], bytes(body))
+        return self._add([Part((*order, 0), len(body), lambda: iter(decode_outcome(load())))], bounded=True)
 
     def _add(self, parts: list[Part], *, bounded: bool) -> Results:
         found = Results(self, parts)
-        weakref.finalize(found, self._drop, parts).atexit = False
         with self._lock:
-            self._left += len(parts)
             for part in parts:
-                if not bounded:
-                    self._begin(part)
-                elif part.body is None:
+                self._left[part.place[0]] += 1
+                if bounded:
                     heapq.heappush(self._waiting, part)
+                else:
+                    self._begin(part)
         self._pump()
         return found
 
-    def _drop(self, parts: list[Part]) -> None:
+    def drop(self, parts: Sequence[Part | tuple[int, int]]) -> None:
         """Take note that nobody will consume these; on any thread, whatever lock that holds."""
         self._dropped.extend(parts)
-        if not self._sweeping and not all(part.gone for part in parts):
+        if not self._sweeping:
             self._sweeping = True  # two threads at once do no harm
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 threading.Thread(target=self._pump, name="joblib_azure-drop", daemon=True).start()
@@ -264,14 +297,18 @@ class Window:
         with self._lock:
             self._sweeping = False
             while self._dropped:
-                self._forget(self._dropped.popleft())
+                dropped = self._dropped.popleft()
+                if isinstance(dropped, Part):
+                    self._forget(dropped)
+                else:
+                    self._release(*dropped)
             while self._waiting and (self._held == 0 or self._held + self._waiting[0].size <= self._budget):
                 part = heapq.heappop(self._waiting)
                 if part.future is None and not part.gone:
                     part.ahead = True
                     self._held += part.size
                     self._begin(part)
-            if self._left == 0 and self._when_empty is not None:
+            if self._when_empty is not None and not self._left:
                 empty, self._when_empty = self._when_empty, None
         if empty is not None:
             empty()
@@ -280,15 +317,29 @@ class Window:
         if part.gone:
             return
         part.gone = True
-        self._left -= 1
+        self._consumed(part.place[0])
         if part.ahead:
             self._held -= part.size
-        if part.body is not None:
-            self._kept -= part.size
-            part.body = None
         if part.future is not None:
             part.future.cancel()
             part.future = None
+
+    def _release(self, call: int, size: int) -> None:
+        self._consumed(call)
+        self._kept -= size
+
+    def _consumed(self, call: int) -> None:
+        self._left[call] -= 1
+        if not self._left[call]:
+            del self._left[call]
+
+    def give_back(self, call: int, size: int) -> None:
+        """A small result was consumed."""
+        with self._lock:
+            self._release(call, size)
+            last = self._when_empty is not None and not self._left
+        if last:
+            self._pump()
 
     def take(self, part: Part) -> Iterator[Any]:
         """Yield the results of a part, once.
@@ -298,15 +349,9 @@ class Window:
         ServiceError, IntegrityError, CodecError
         """
         with self._lock:
-            body = part.body
-            if body is not None:
-                self._forget(part)
-            elif part.future is None:
+            if part.future is None:
                 self._begin(part)
             future = part.future
-        if body is not None:
-            yield from decode_outcome(body)
-            return
         if future is None:
             raise JoblibAzureError(f"{self._closed} before this result was consumed: consume a generator before that")
         try:

@@ -54,6 +54,9 @@ _STREAMS = 8
 _HASHERS = min(8, os.cpu_count() or 1)
 #: Seconds after which a call asks whether the job is still there before it uses it: one request, not of a loop's.
 _PAUSE = 1.0
+#: Chunks of a generator that nobody has consumed yet, beyond which no further call is dispatched: joblib and this
+#: package hold some 400 bytes for each, beside what the window holds.
+MOST_UNCONSUMED = 500_000
 #: Seconds that `close` waits for each of its threads; what they wait for has deadlines of its own.
 _JOIN = 5.0
 #: Seconds for which `close` waits for a session that is just being opened, or closed by another thread.
@@ -294,6 +297,12 @@ class Session:
         if not self.work.begin(call):
             raise SessionClosedError("the session is closed", job=self.job)
         return call
+
+    def wanted(self, call: Call) -> int:
+        """Return how many further delayed calls joblib should dispatch now; none to a consumer who is far behind."""
+        if self.holdings.window.left_of(call.number) > MOST_UNCONSUMED:
+            return 0
+        return self.work.wanted(call)
 
     def _side_by_side(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
         """Hash pieces side by side."""

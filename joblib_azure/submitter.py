@@ -33,11 +33,14 @@ logger = logging.getLogger(__name__)
 
 #: How often a bundle is encoded whose arguments change while they are being sent.
 _TRIES = 3
-#: Seconds for which what is ready waits for what may be at any moment.
+#: Seconds for which what is uploaded waits for what may be at any moment.
 _GATHER = 0.005
-#: Seconds of encoding after which what is uploaded is added at once.
+#: The same while further bundles are being encoded.
 _LONG = 0.03
-#: The same two where every slot has a task already: then more go in one request.
+#: Or this part of the time for which bundles have come one after the other, where that is more: the first wave of a
+#: large pool would else be as many requests as it has bundles.
+_GROWTH = 0.1
+#: And where every slot has a task already, in any case: then more go in one request.
 _CALM = 0.5
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
@@ -51,9 +54,12 @@ class Submitter:
         # Guarded by the session's lock.
         self._uploading = 0
         self._ready: list[UnderWay] = []
+        self._ready_since = 0.0
         self._failed: list[tuple[UnderWay, BaseException]] = []
-        #: Since when bundles are encoded, and nothing was added.
-        self._begun: float | None = None
+        #: Whether bundles are being encoded.
+        self._encoding = False
+        #: When the first of those was that were under way from here to the service without a pause.
+        self._wave = 0.0
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-upload")
 
     def close(self) -> None:
@@ -66,19 +72,16 @@ class Submitter:
         while True:
             with work.changed:
                 while not session.closed:
-                    now = time.monotonic()
+                    work.told, now = False, time.monotonic()
                     bundles = work.planner.plan(now)
-                    if bundles or self._ready or self._failed:
+                    ready = self._take_ready(now)
+                    if bundles or ready or self._failed:
                         break
-                    due = work.planner.next_flush(now)
-                    work.changed.wait(None if due is None else max(0.0, due - now))
-                if not bundles and self._uploading and not session.closed:
-                    self._gather()
+                    work.changed.wait(self._rest(now))
                 if session.closed:
                     return
                 calls = {bundle.call: work.calls[bundle.call] for bundle in bundles}
                 told = [(call, self._describe(bundle)) for bundle in bundles if (call := calls[bundle.call]).say]
-                ready, self._ready = self._ready, []
                 failed, self._failed = self._failed, []
             if ready:
                 self._add(ready)
@@ -86,40 +89,50 @@ class Submitter:
                 self._recover(entry, error)
             for call, text in told:
                 call.tell(text)
-            self._begun = time.monotonic()
+            self._encoding = True
             for bundle in bundles:
                 self._begin(bundle, calls[bundle.call])
                 self._add(self._overdue())
-            self._begun = None
+            self._encoding = False
 
     def _slots_wait(self) -> bool:
         """Tell whether a slot may be free for what is not added yet; with the session's lock held."""
         unsent = self._uploading + len(self._ready)
         return self._session.work.planner.under_way - unsent < self._session.capacity.lanes
 
-    def _gather(self) -> None:
-        """Wait for what is being uploaded, to add it in the same request; with the session's lock held."""
-        work = self._session.work
-        if self._slots_wait():
-            work.changed.wait(_GATHER)
-            return
-        end = time.monotonic() + _CALM
-        while self._uploading and len(self._ready) < COLLECTION and not self._session.closed:
-            rest = end - time.monotonic()
-            if rest <= 0 or self._slots_wait() or self._failed:
-                return
-            work.changed.wait(rest)
+    def _patience(self, now: float) -> float:
+        """Return for how long what is ready waits for more to add with it; with the session's lock held."""
+        if not self._slots_wait():
+            return _CALM
+        return max(_GATHER, min(_GROWTH * (now - self._wave), _CALM))
+
+    def _take_ready(self, now: float, *, encoding: bool = False) -> list[UnderWay]:
+        """Take what is to be added now: a request's worth, or what has waited long enough, or all where no more comes.
+
+        With the session's lock held. While bundles are being encoded more comes.
+        """
+        if not self._ready:
+            return []
+        patience = max(self._patience(now), _LONG if encoding else 0.0)
+        more = encoding or self._uploading or (patience >= _CALM and self._session.work.planner.pours(now))
+        if more and len(self._ready) < COLLECTION and now < self._ready_since + patience:
+            return []
+        ready, self._ready, self._ready_since = self._ready, [], now
+        return ready
+
+    def _rest(self, now: float) -> float | None:
+        """Return after how long there may be something to do without a further event; with the session's lock held."""
+        planner = self._session.work.planner
+        dues = [due for due in (planner.next_flush(now),) if due is not None]
+        if self._ready:
+            # Nobody says that chunks pour in no more.
+            dues.append(now + _GATHER if planner.pours(now) else self._ready_since + self._patience(now))
+        return max(0.0, min(dues) - now) if dues else None
 
     def _overdue(self) -> list[UnderWay]:
-        """Take what is uploaded where further bundles have been encoded for long: its slots need not wait for those."""
+        """Take what is uploaded where further bundles are encoded for long: its slots need not wait for those."""
         with self._session.work.changed:
-            patience = _LONG if self._slots_wait() else _CALM
-            if self._begun is None or time.monotonic() - self._begun <= patience:
-                return []
-            ready, self._ready = self._ready, []
-            if ready:
-                self._begun = time.monotonic()
-            return ready
+            return self._take_ready(time.monotonic(), encoding=True) if self._encoding else []
 
     def _describe(self, bundle: Bundle) -> str:
         """Say, as joblib does of its batches, why the bundle is as large as it is; with the session's lock held."""
@@ -143,6 +156,8 @@ class Submitter:
             return
         entry = UnderWay(bundle, call, call.task_id(encoded), time.monotonic(), {chunk for chunk, _ in encoded})
         with work.changed:
+            if not (self._uploading or self._ready):
+                self._wave = time.monotonic()
             self._uploading += 1
         with contextlib.suppress(RuntimeError):  # the session was closed meanwhile
             self._pool.submit(self._upload, entry, encoded)
@@ -153,7 +168,10 @@ class Submitter:
         store = session.buffers
         try:
             try:
-                buffers = session.batch_job.put_bundle(call.bundler, entry.task, encoded, store.__contains__)
+                streams = min(work.planner.under_way, session.capacity.lanes)
+                buffers = session.batch_job.put_bundle(
+                    call.bundler, entry.task, encoded, store.__contains__, streams=streams
+                )
                 traces = {chunk: call.traces[chunk] for chunk, _ in encoded if chunk in call.traces}
                 if traces:
                     put_journal(session.batch_job, entry.task, call.id, call.number, traces)
@@ -161,6 +179,7 @@ class Submitter:
                 with work.changed:
                     self._uploading -= 1
             with work.changed:
+                self._ready_since = self._ready_since if self._ready else time.monotonic()
                 self._ready.append(entry)
                 work.changed.notify_all()
             self._add(self._overdue())

@@ -20,6 +20,7 @@ from .codec import PIECE, content_name, name_of, spans
 from .errors import ContentChangedError, masked
 
 if TYPE_CHECKING:
+    import requests
     from azure.storage.blob import BlobClient
 
 #: Pieces that move at a time, each way. One connection to Azure carries about 60 MB/s, and a node's network a few
@@ -49,8 +50,6 @@ def transport(**options: Any) -> Any:
     """
     from azure.core.exceptions import AzureError
     from azure.core.pipeline.transport import RequestsTransport
-    from requests import Session
-    from requests.adapters import HTTPAdapter
 
     class Transport(RequestsTransport):  # type: ignore[misc]  # the SDK gives it no type
         def send(self, request: Any, **options: Any) -> Any:
@@ -62,11 +61,25 @@ def transport(**options: Any) -> Any:
                 exc.args = (exc.message,)
                 raise
 
-    session = Session()
-    session.trust_env = options.get("use_env_settings", True)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=_CONNECTIONS))
+    session = pooled(options.get("use_env_settings", True))
     return Transport(session=session, connection_data_block_size=_READ, **options)
+
+
+def pooled(from_environment: bool) -> requests.Session:
+    """Return a session of requests with a connection for each thread that moves something.
+
+    Parameters
+    ----------
+    from_environment : bool
+        Whether the environment's proxies and certificate authorities hold.
+    """
+    import requests
+
+    session = requests.Session()
+    session.trust_env = from_environment
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS))
+    return session
 
 
 class Transfers:

@@ -42,6 +42,8 @@ class Work:
         self.tasks_added = 0
         #: Counts what brings outcomes nearer: tasks added, buffers uploaded.
         self.steps = 0
+        #: Whether somebody who looks for what to submit was told of chunks since the last look: once is enough.
+        self.told = False
         #: Whether a worker has measured something yet.
         self.heard = False
         #: Nodes that the pool was asked for while there were calls.
@@ -87,7 +89,9 @@ class Work:
         with self.changed:
             if self.announce(call, function):
                 self.planner.add(call.id, chunk, calls, time.monotonic())
-                self.changed.notify_all()
+                if not self.told:
+                    self.told = True
+                    self.changed.notify_all()
 
     def announce(self, call: Call, function: str) -> bool:
         """Tell the planner of a call, if it does not know it; False where that is over. With the lock held."""

@@ -312,7 +312,7 @@ class Batch:
                 items, backend, n_jobs = unpack(pickle)
                 items = [(run.functions.get(f, f) if isinstance(f, int) else f, a, k) for f, a, k in items]
                 try:
-                    value = BatchedCalls(items, (backend, n_jobs))()
+                    value = BatchedCalls(items, (run.functions.get(backend, backend), n_jobs))()
                     head: dict[str, Any] = {"ok": True}
                 except Exception as exc:
                     value, head = (exc, "on the model"), {"ok": False}

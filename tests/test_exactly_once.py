@@ -237,6 +237,7 @@ def test_each_outcome_is_delivered_once() -> None:
 
 
 @pytest.mark.large
+@pytest.mark.timeout(1800)
 def test_each_outcome_is_delivered_once_in_many_more_histories() -> None:
     run(examples=1000, steps=60)
 

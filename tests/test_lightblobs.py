@@ -19,7 +19,7 @@ from joblib_azure.service import lightblobs
 from joblib_azure.service.blob import AzureBlobs
 from joblib_azure.service.credentials import connect_blobs
 from joblib_azure.service.lightblobs import LightBlobs
-from joblib_azure.transfer import transport
+from joblib_azure.service.lighttransport import LightTransport
 
 NAMES = ("a", "a b", "a&b<c>", "a%20b", "ä/ö", "deep/er/still", "q?x=y", "z+")
 
@@ -111,7 +111,7 @@ def test_half_an_answer_is_none() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/account"
-        light = LightBlobs(Pipeline(transport(), [Patience(1.0)]), url, "2023-11-03")
+        light = LightBlobs(Pipeline(LightTransport(connect=5, read=5), [Patience(1.0)]), url, "2023-11-03")
         with pytest.raises(AzureError):
             light.read("c", "b", 0, 100)
         assert len(asked) > 1

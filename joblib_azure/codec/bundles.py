@@ -4,7 +4,8 @@
 
     bundle = record(manifest) · record(function) · … · record(chunk) · … · record(small buffer) · …
 
-Plain functions are pickled once a Parallel call, apart from the arguments: a chunk names them by number. Other
+Plain functions, and the backend of nested calls, are pickled once a Parallel call, apart from the arguments: a chunk
+names them by number. Other
 callables (bound methods, instances) may change between two calls, so they travel with their call. What of an
 argument stays in band and is large (a forest of small trees, a long list) is pickled as a *part* of its own where
 several chunks have it: a part is a content-addressed buffer as any other, so that it too moves once.
@@ -12,6 +13,7 @@ several chunks have it: a part is a content-addressed buffer as any other, so th
 
 from __future__ import annotations
 
+import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ContentChangedError, IntegrityError, TaskPicklingError
 from .content import Map, content_name
-from .pickling import Buffer, Digests, Packed, pack
+from .pickling import PROTOCOL, Buffer, Digests, Packed, pack
 from .records import Record, seal, unseal_all
 
 #: Functions that one Parallel call keeps by number; an endless generator of fresh closures must not grow
@@ -33,6 +35,8 @@ LARGE_PICKLE = 256 << 10
 INLINE, MOST_INLINE = 64 << 10, 16 << 20
 #: Parts whose bytes are kept, so that the chunks of a bundle do not each hold their own copy.
 _PARTS = 8
+#: Types that cost pickle nothing; not those derived from them.
+_PLAIN = frozenset({int, float, complex, bool, str, type(None)})
 #: What a pickle may share with another without anybody noticing that it became two.
 _CONSTANT = (str, bytes, int, float, complex, tuple, frozenset, type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -106,8 +110,13 @@ class CallEncoder:
 
     def _chunk(self, batch: Any, beside: Iterable[Any]) -> EncodedChunk:
         calls = [(self._reference(func), args, kwargs) for func, args, kwargs in batch.items]
-        used = sorted({reference for reference, _, _ in calls if isinstance(reference, int)})
-        whole = (calls, batch._backend, batch._n_jobs)
+        backend = batch._backend if batch._backend is None else self._number(batch._backend)
+        used = sorted(
+            {reference for reference in (backend, *(call[0] for call in calls)) if isinstance(reference, int)}
+        )
+        whole = (calls, backend, batch._n_jobs)
+        if isinstance(backend, int | None) and all(map(_is_plain, calls)):
+            return EncodedChunk(pickle.dumps(whole, PROTOCOL), [], used, [])  # the same, in a tenth of the time
         own = {id(value): value for value in _arguments(calls)}
         apart = {key: value for key, value in own.items() if self._apart.get(key) is value}
         if not apart:
@@ -165,10 +174,14 @@ class CallEncoder:
 
     def _reference(self, func: Any) -> Any:
         """Return the number of a plain function, or `func` itself where it travels with its call."""
+        plain = isinstance(func, types.FunctionType | types.BuiltinFunctionType | type)
+        return self._number(func) if plain else func
+
+    def _number(self, func: Any) -> Any:
+        """Return the number of what is pickled once, or `func` itself where there are too many of those."""
         known = self._known.get(id(func))
         if known is None:
-            plain = isinstance(func, types.FunctionType | types.BuiltinFunctionType | type)
-            if not plain or len(self._functions) >= MAX_NUMBERED_FUNCTIONS:
+            if len(self._functions) >= MAX_NUMBERED_FUNCTIONS:
                 return func
             known = (len(self._functions), func)
             packed = self._pack(func)
@@ -180,6 +193,12 @@ class CallEncoder:
     def function(self, number: int) -> Packed | Part:
         """Return the pickle of a function: within its bundle, or, where it is large, as a part."""
         return self._functions[number]
+
+
+def _is_plain(call: tuple[Any, Sequence[Any], dict[str, Any]]) -> bool:
+    """Whether nothing of a call needs more than pickle's own: numbers and words."""
+    func, args, kwargs = call
+    return type(func) is int and all(type(value) in _PLAIN for value in (*args, *kwargs.values()))
 
 
 def _arguments(calls: Iterable[tuple[Any, Sequence[Any], dict[str, Any]]]) -> Iterator[Any]:

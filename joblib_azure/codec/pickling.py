@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from .content import Map, content_name
 
 PROTOCOL = 5
+#: Bytes below which no pickle has anything apart that is not beside it: the least threshold of what `unpack` is given.
+_SMALL = 64 << 10
 #: What a Parallel call keeps alive so that its name is remembered: bytes (which cannot be watched), plain views of
 #: memory maps, and copies of strided views, which double what they are of.
 _KEPT, _VIEWS, _COPIES = 64, 256, 4
@@ -305,4 +307,6 @@ class Unpickler(pickle.Unpickler):
 
 def unpack(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> Any:
     """Rebuild what `pack` took apart. Only for authenticated bytes."""
+    if not buffers and len(data) < _SMALL:  # nothing of it can be apart
+        return pickle.loads(data)
     return Unpickler(data, buffers).load()

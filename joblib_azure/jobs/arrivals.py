@@ -18,6 +18,7 @@ from ..errors import JobError, NodesUnavailableError, ResourceNotFoundError, Tas
 from ..outcomes import OutcomeReader, Place, task_of
 from ..results import Results, Window
 from ..service import BlobItem, TaskEnd
+from ..tally import Tally
 from ..transfer import side_by_side
 from .names import HEARTBEAT, Description, calls_of
 
@@ -43,30 +44,6 @@ _AHEAD = 16 << 20
 
 #: A call's outcome, or why there is none and never will be.
 Arrival = Outcome | JobError | TaskFailedError
-
-
-class _Numbers:
-    """A set of numbers from 0 on, a byte each."""
-
-    def __init__(self) -> None:
-        self._marks = bytearray()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, number: int) -> bool:
-        return number < len(self._marks) and bool(self._marks[number])
-
-    def add(self, number: int) -> bool:
-        """Add one; False where it was there."""
-        if number in self:
-            return False
-        if number >= len(self._marks):
-            self._marks.extend(bytes(number + 1 + len(self._marks) // 2 - len(self._marks)))
-        self._marks[number] = 1
-        self._count += 1
-        return True
 
 
 class Arrivals:
@@ -95,7 +72,7 @@ class Arrivals:
         self._reader = OutcomeReader(lambda: job.blobs, job.outputs, job.key, job.id)
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-job")
         self._lock = threading.Lock()
-        self._seen = _Numbers()
+        self._seen = Tally()
         self._since: datetime | None = None
         self._asked = self._progress = self._beaten = time.monotonic()
         self._doubted = 0.0
@@ -194,7 +171,7 @@ class Arrivals:
             return  # the end of a task
         number = int(record.head["chunk"])
         with self._lock:
-            if not self._seen.add(number):
+            if self._seen.add(number):
                 return
             self.highest = max(self.highest, number)
             self.failed += not record.head.get("ok", False)
@@ -216,7 +193,7 @@ class Arrivals:
 
     def _miss(self, number: int, error: JobError | TaskFailedError) -> bool:
         with self._lock:
-            if not self._seen.add(number):
+            if self._seen.add(number):
                 return False
             self.highest = max(self.highest, number)
             self.failed += 1

@@ -178,6 +178,7 @@ def run_chunk(setting: Setting, spec: ChunkSpec) -> int:
             items, backend, n_jobs = inputs.load(spec.span)
             functions = {number: inputs.load(span) for number, span in spec.functions.items()}
         items = [(functions[f] if isinstance(f, int) else f, args, kwargs) for f, args, kwargs in items]
+        backend = functions[backend] if isinstance(backend, int) else backend
         calls = len(items)
         loading = time.perf_counter() - started
         started += loading

@@ -25,8 +25,9 @@ from .storage import TaskStorage
 #: Seconds between two appends where the client says nothing of it. At most so long does an outcome wait; the first one
 #: of a pause not at all, and neither does an error.
 SPACING = 0.2
-#: Seconds that even the first outcome waits for the next: a short task has all of them by then, and its end.
-_GATHER = 0.005
+#: Seconds that even the first outcome waits for the next: a short task has all of them by then, and its end. Or this
+#: part of what is above the usual time between two appends: calls that take as long as each other end about together.
+_GATHER, _GATHER_PART = 0.005, 0.05
 #: The part of a task's age that its outcomes may wait for each other.
 _GROWTH = 0.02
 #: Bytes that are sent without waiting for more, and in one append at most.
@@ -156,7 +157,7 @@ class Sender:
                 while not self._queue and not self._closing:
                     self._changed.wait()
                 spacing = min(self._most, max(self._least, _GROWTH * (time.monotonic() - self._begun)))
-                last = max(last, time.monotonic() + _GATHER - spacing)
+                last = max(last, time.monotonic() + max(_GATHER, _GATHER_PART * (spacing - SPACING)) - spacing)
                 while not (self._closing or self._hurried) and self._size < ENOUGH:
                     rest = last + spacing - time.monotonic()
                     if rest <= 0:

@@ -52,6 +52,7 @@ class CallState:
         self.slots = self.width = self.calls = 0  # of the bundles under way
         self.streamed = 0  # calls measured in them so far
         self.window: tuple[float, float] | None = None  # first and last add since the last flush
+        self.begun, self.latest = inf, -inf  # first and last add of all
         self.ripe = False  # something queued was flushed already and waits for a slot only
         self.left = self.aim = 0  # as in Shape, for the next bundle
         self.dealt = 0  # bundles for which the head of the queue was dealt out
@@ -81,6 +82,7 @@ class CallState:
         self.largest = max(self.largest, calls)
         self.left = self.dealt = 0
         self.window = (self.window[0] if self.window else now), now
+        self.begun, self.latest = min(self.begun, now), now
 
     def put_back(self, back: dict[int, int], suspects: Collection[int]) -> None:
         """Queue chunks, with their calls, ahead of all others; each of the suspects for a bundle of its own."""
@@ -94,6 +96,10 @@ class CallState:
     def due(self) -> float | None:
         """When what was added since the last flush is flushed."""
         return self.window and min(self.window[0] + FLUSH_AFTER_FIRST, self.window[1] + FLUSH_AFTER_LAST)
+
+    def pours(self, now: float) -> bool:
+        """Whether chunks come so fast that more of them are there in a moment."""
+        return not self.exhausted and now < self.latest + FLUSH_AFTER_LAST
 
     def settled(self, now: float) -> bool:
         due = self.due()

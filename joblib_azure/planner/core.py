@@ -3,11 +3,13 @@
 Bundles are sized for the slots of the pool's upper bound, not for the nodes of the moment; slots beyond the workers
 of a node are a queue there, and only take what waits behind:
 
-1. Cost of a call unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker. Nothing waits
-   behind, nor as long as the cost of a task is assumed: what waits cannot be made longer.
+1. Cost of a call unknown: each free slot gets a bundle, evenly, of at most PROBE calls a worker; while chunks pour in,
+   no fewer than POURED. Nothing waits behind, nor as long as the cost of a task is assumed: what waits cannot be made
+   longer.
 2. Both known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long or a little more; once a
    call is exhausted, a round leaves as much as the slots may end apart, which depends on how alike its calls
-   are. Twice the slots may be under way or waiting.
+   are. Twice the slots may be under way or waiting. What waits behind them while more comes as fast as it is taken is
+   TARGET long whatever is queued, and longer the longer the call has run: TARGET_AGE of that, MOST_TARGET at most.
 3. Last round: once the work left is below LAST_ROUND × the cost of a task for each worker, all of it goes.
 4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
 """
@@ -19,7 +21,7 @@ from math import ceil, isfinite, sqrt
 from statistics import NormalDist, median_low
 
 from ..capacity import COLLECTION, Bundle, Capacity, Cost
-from .calls import PROBE, CallState, Shape
+from .calls import FLUSH_AFTER_LAST, PROBE, CallState, Shape
 
 # Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the median of the
 # last tasks counts. The range keeps cold nodes (minutes) from making bundles of an hour; and the client, the service
@@ -29,6 +31,12 @@ TASK_COST, TASK_COST_RANGE, TASK_COST_WINDOW = 1.0, (0.2, 10.0), 15
 # The next three in units of the cost of a task. How long a bundle lasts at least, where there is enough: an overhead
 # below 5 %.
 TARGET = 20.5
+# How long one is at most that waits behind others, and its part of the time for which its call has run: longer ones
+# cost less, and if all ends with them, it ends that much later at most.
+MOST_TARGET, TARGET_AGE = 41.0, 1 / 8
+# Calls a worker of a slot while they pour in, at least: a large pool's first ones would else get a few of those that
+# are there by then, and leave most of their workers idle for as long as a call takes.
+POURED = 2
 # The part of its calls that a round takes at most where the slots would not end together.
 MOST = 0.7
 # Work of a worker below which halving a round is not worth it: it saves at most 1.5 of waiting and costs 1.
@@ -151,13 +159,16 @@ class Planner:
 
     def next_flush(self, now: float) -> float | None:
         """Return when `plan` has something to do without a further event (maybe `now`), else None."""
-        dues = (state.due() for state in self._calls.values())
+        dues = {state.due() for state in self._calls.values()}
+        dues |= {state.latest + FLUSH_AFTER_LAST for state in self._calls.values() if state.pours(now)}
         times = sorted({now, *(due for due in dues if due is not None and due > now)})
         return next((time for time in times if self._next(time) is not None), None)
 
     def wanted(self, call: str) -> int:
         """Return how many further delayed calls the backend should dispatch now."""
-        state = self._open(call)
+        return self._wanted(self._open(call))
+
+    def _wanted(self, state: CallState) -> int:
         if state.exhausted:
             return 0
         workers = self._workers(state)
@@ -211,6 +222,10 @@ class Planner:
         """The bundles under way."""
         return tuple(bundle for bundle, _ in self._bundles.values())
 
+    def pours(self, now: float) -> bool:
+        """Whether chunks come so fast that there are more in a moment."""
+        return any(state.pours(now) for state in self._calls.values())
+
     @property
     def queued(self) -> int:
         """Delayed calls that wait for a bundle, of all Parallel calls."""
@@ -236,12 +251,12 @@ class Planner:
         waiting = (state for state in self._calls.values() if state.waiting and self._room(state) != 0)
         ready = [state for state in waiting if state.ripe or state.settled(now)]
         for state in sorted(ready, key=lambda state: (state.slots, state.served)):
-            shape = self._shape(state, ready=len(ready), settled=state.settled(now))
+            shape = self._shape(state, now, ready=len(ready))
             if shape is not None:
                 return state, shape
         return None
 
-    def _shape(self, state: CallState, *, ready: int, settled: bool) -> Shape | None:
+    def _shape(self, state: CallState, now: float, *, ready: int) -> Shape | None:
         """Shape the next bundle of a call, or None if it has to wait for a slot."""
         if ready == 1 and self._whole_nodes(state):
             return Shape(slots=self.capacity.slots_per_node)
@@ -253,8 +268,15 @@ class Planner:
         active = sum(1 for other in self._calls.values() if other.waiting or other.slots)
         owed = max(1, self.capacity.lanes // active) - state.slots if active > 1 else 0
         parts = ceil(free / ready) if free > 0 else max(1, owed)
-        shape = Shape() if state.alone else self._sized(state, parts)
-        if free > 0 or owed > 0:
+        waits = free <= 0 and owed <= 0
+        pours = state.pours(now)
+        # Where more comes as fast as it is taken, what is queued says nothing of the work that is left.
+        plenty = waits and not state.exhausted and (pours or not self._wanted(state))
+        length = self._longest(state, now) if plenty else None
+        shape = Shape() if state.alone else self._sized(state, parts, length, pours=pours, waits=waits)
+        if pours and state.queued < shape.calls and not state.alone:
+            return None  # the rest of it is there in a moment
+        if not waits:
             return shape
         # What waits in the service is topped up by many at once, which takes one request then.
         refill = min(COLLECTION, self.capacity.lanes // REFILL)
@@ -262,14 +284,25 @@ class Planner:
         if not self._topping_up:
             return None
         # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
-        if state.mean is None or not self._costs or not settled or state.slots >= max(1, limit // ready):
+        if state.mean is None or not self._costs or not state.settled(now) or state.slots >= max(1, limit // ready):
             return None
         head = state.size[(state.alone or state.queue)[0]]
         seconds = state.mean * max(head, min(shape.calls, state.queued) / shape.width)
         return shape if state.exhausted or state.alone or seconds >= self.task_cost else None
 
-    def _sized(self, state: CallState, parts: int) -> Shape:
-        """Shape a one-slot bundle of a call that has `parts` slots to fill."""
+    def _longest(self, state: CallState, now: float) -> float:
+        """Return how many seconds a bundle may last that waits behind others."""
+        cost = self.task_cost
+        return max(TARGET * cost, min(TARGET_AGE * (now - state.begun), MOST_TARGET * cost))
+
+    def _ragged(self, state: CallState) -> bool:
+        """Whether the bundles under way leave the slots so far apart that evening it out is worth a task."""
+        calls = [bundle.calls / bundle.width for bundle, owner in self._bundles.values() if owner is state]
+        apart = max(calls) - (min(calls) if len(calls) % self.capacity.lanes == 0 else 0) if calls else 0
+        return state.mean is not None and apart * state.mean > LAST_ROUND * self.task_cost
+
+    def _sized(self, state: CallState, parts: int, length: float | None, *, pours: bool, waits: bool) -> Shape:
+        """Shape a one-slot bundle of a call that has `parts` slots to fill, or of so many seconds."""
         count, width, room = len(state.queue), self.capacity.workers_per_slot, self._room(state)
         lanes, share = min(self.capacity.lanes, state.n_jobs), 0.0
         parts = min(parts, count)
@@ -280,6 +313,11 @@ class Planner:
         left, aim = state.left, state.aim
         if state.mean is None:
             calls = min(PROBE * width, ceil(state.queued * max(1 / parts, share)))
+            if calls > width:
+                calls -= calls % width  # whole rounds of its workers, as below
+        elif length is not None:
+            calls = aim = ceil(max(1.0, length / state.mean)) * width
+            left = max(1, min(lanes, state.queued // aim))
         else:
             if not left:  # a new round: a bundle for each slot, all alike, so that they end together
                 work, cost = state.queued * state.mean, self.task_cost
@@ -294,15 +332,20 @@ class Planner:
                     # How far apart equal bundles of all that is left would end: two standard deviations.
                     apart = 2 * state.deviation * sqrt(state.queued / self._workers(state))
                     # How long a slot would wait for the last of them, which is what a further round saves.
-                    waits = apart / 2 * _latest(lanes) if lanes > 1 else 0.0
+                    last = apart / 2 * _latest(lanes) if lanes > 1 else 0.0
                     if not state.exhausted:
                         aim = min(aim, ceil(max(1.0, TARGET * cost / state.mean) * width))
-                    elif waits > cost:
+                    elif waits and self._ragged(state):
+                        # The slots end far apart whatever their calls do, and smaller bundles even that out.
+                        aim = min(aim, ceil(max(lane / 2, LAST_ROUND * cost / state.mean * width)))
+                    elif last > cost:
                         # That much is left to even it out, and some since calls may become longer.
                         aim = min(aim, ceil(min(MOST * lane, max(lane / 2, lane - apart / state.mean * width))))
                     # Whole rounds of its workers: the last call of an odd one keeps one of them only.
                     aim = ceil(aim / width) * width
             calls = aim or ceil(state.queued / left)
+        if pours:
+            calls = max(calls, POURED * width)
         # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
         least = min(width, ceil(count / parts))
         return Shape(1, width, calls, least, count - (parts - 1), left=left, aim=aim, hands=left or parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote
@@ -143,22 +143,9 @@ class AzureBatch(JobOperations, PoolOperations):
         if since is not None:
             moment = since.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
             condition += f" and stateTransitionTime ge DateTime'{moment}'"
-        select = ["id", "stateTransitionTime", "executionInfo", "nodeInfo"]
-        found = []
-        for task in self._client.list_tasks(job, filter=condition, select=select, max_results=1000):
-            info = task.execution_info
-            failure = info.failure_info if info is not None else None
-            found.append(
-                TaskEnd(
-                    id=task.id,
-                    ended=task.state_transition_time,
-                    exit_code=info.exit_code if info is not None else None,
-                    node=task.node_info.node_id if task.node_info is not None else None,
-                    failure=failure_text(failure, None) if failure is not None else None,
-                    requeues=(info.requeue_count or 0) if info is not None else 0,
-                )
-            )
-        return found
+        select = "id,stateTransitionTime,executionInfo,nodeInfo"
+        asked = {"$filter": condition, "$select": select, "maxresults": "1000"}
+        return [_task_end(task) for task in self._items(f"/jobs/{quote(job)}/tasks", asked)]
 
     @translates("terminating a task")
     def terminate_task(self, job: str, task: str) -> None:
@@ -184,6 +171,22 @@ class AzureBatch(JobOperations, PoolOperations):
             if info is not None and text(info.state) == "completed" and text(info.result) == "failure":
                 failures[str(status.node_id)] = failure_text(info.failure_info, info.exit_code)
         return failures
+
+
+def _task_end(task: Mapping[str, Any]) -> TaskEnd:
+    """Return what a listing says of a completed task."""
+    info, node = task.get("executionInfo") or {}, task.get("nodeInfo") or {}
+    failure = info.get("failureInfo")
+    whole, _, fraction = str(task["stateTransitionTime"]).rstrip("Z").partition(".")
+    ended = datetime.fromisoformat(whole).replace(tzinfo=timezone.utc)
+    return TaskEnd(
+        id=str(task["id"]),
+        ended=ended + timedelta(microseconds=int(f"{fraction:0<6.6}")),
+        exit_code=info.get("exitCode"),
+        node=node.get("nodeId"),
+        failure=None if failure is None else failure_text(models.BatchTaskFailureInfo(failure), None),
+        requeues=info.get("requeueCount") or 0,
+    )
 
 
 def _unless_gone(action: Callable[[], Any]) -> None:

@@ -46,7 +46,7 @@ class AzureBlobs:
     key : str
         The account's key; empty where the client has tokens.
     pipeline : Pipeline
-        For what is asked most often, with the client's own transport, retries and credentials.
+        For what is asked most often, with the client's retries and credentials.
     """
 
     def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any]) -> None:
@@ -68,6 +68,7 @@ class AzureBlobs:
 
     def close(self) -> None:
         self._transfers.close()
+        self._light.close()
         self._client.close()
 
     # containers -----------------------------------------------------------------------------------------
@@ -116,6 +117,10 @@ class AzureBlobs:
         content: str | None = None,
         wanted: Callable[[], bool] | None = None,
     ) -> bool:
+        if overwrite and content is None and isinstance(data, bytes) and len(data) <= PIECE:
+            self._light.put(container, name, data)
+            self._transfers.count(sent=len(data))
+            return True
         blob = self._client.get_blob_client(container, name)
         try:
             self._transfers.upload(blob, data, overwrite=overwrite, name=content, wanted=wanted)

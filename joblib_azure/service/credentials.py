@@ -202,6 +202,7 @@ def connect_blobs(
     from ..transfer import transport
     from .blob import LARGE_PUT, AzureBlobs
     from .lightblobs import SharedKeyPolicy
+    from .lighttransport import LightTransport
 
     if connection_string:
         try:
@@ -225,7 +226,13 @@ def connect_blobs(
         _check_key(key, "the storage account's key")
         shows = SharedKeyPolicy(account, key)
         client = BlobServiceClient(endpoint, AzureNamedKeyCredential(account, key), **LARGE_PUT, **options)
-    pipeline = Pipeline(options["transport"], [Patience(seconds, wanted), shows])
+    light = LightTransport(
+        connect=options["connection_timeout"],
+        read=options["read_timeout"],
+        verify=options.get("connection_verify"),
+        from_environment=options.get("use_env_settings", True),
+    )
+    pipeline = Pipeline(light, [Patience(seconds, wanted), shows])
     return AzureBlobs(client, key="" if credential is not None else key, pipeline=pipeline)
 
 

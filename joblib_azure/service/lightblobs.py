@@ -1,8 +1,8 @@
-"""Listing and reading blobs for little of the client's CPU: what is asked most often, past the SDK's own models.
+"""Listing, reading and storing blobs for little of the client's CPU: what is asked most often, past the SDK's models.
 
-A session reads outcomes as they come and lists what has grown, thousands of times. The SDK takes 2.2 ms of CPU for a
-small blob and 0.2 ms for each blob of a list; this takes 0.9 and 0.03 (measured against Azurite on loopback). What it
-leaves out is the SDK's models, and its policies but for the retries and what shows who asks.
+A session stores bundles, reads outcomes as they come and lists what has grown, thousands of times. The SDK takes 2.2 ms
+of CPU for a small blob and 0.2 ms for each blob of a list; this takes 0.5 and 0.003 (measured against Azurite on
+loopback). What it leaves out is the SDK's models, and its policies but for the retries and what shows who asks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import base64
 import functools
 import hashlib
 import hmac
+import html
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from email.utils import format_datetime, parsedate_to_datetime
@@ -27,12 +29,24 @@ from .interfaces import BlobItem
 
 #: Blobs in a page: the most that the service gives.
 _PAGE = 5000
-#: The headers of a request without a body that a signature covers, beside those of Storage itself: all of them empty.
-_EMPTY_HEADERS = "\n" * 11
+#: The headers that a signature covers beside those of Storage itself, in their order; most requests have none of them.
+_SIGNED = (
+    "Content-Encoding",
+    "Content-Language",
+    "Content-Length",
+    "Content-MD5",
+    "Content-Type",
+    "Date",
+    "If-Modified-Since",
+    "If-Match",
+    "If-None-Match",
+    "If-Unmodified-Since",
+    "Range",
+)
 
 
 class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
-    """Signs requests without a body, each try anew.
+    """Signs requests, each try anew.
 
     https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key. The SDK's own policy has no public
     name. A SAS would do as well, but would be in the URL, which urllib3 writes into logs.
@@ -55,7 +69,9 @@ class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
         parts = urlsplit(asked.url)
         query = sorted(parse_qsl(parts.query, keep_blank_values=True))
         signed = [
-            f"{asked.method}\n{_EMPTY_HEADERS}",
+            f"{asked.method}\n",
+            # An empty body has no length there.
+            *(f"{'' if value == '0' else value}\n" for value in (asked.headers.get(name, "") for name in _SIGNED)),
             *(f"{name}:{value}\n" for name, value in ours),
             f"/{self._account}{parts.path}",
             *(f"\n{name}:{value}" for name, value in query),
@@ -65,12 +81,12 @@ class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
 
 
 class LightBlobs:
-    """Reads the blobs of a storage account.
+    """The blobs of a storage account.
 
     Parameters
     ----------
     pipeline : Pipeline
-        Of azure-core, with a transport, a retry policy, and what shows who asks.
+        Of azure-core, with a transport that reads answers whole, a retry policy, and what shows who asks.
     endpoint : str
         URL of the account's blobs.
     version : str
@@ -81,6 +97,10 @@ class LightBlobs:
         self._pipeline, self._endpoint = pipeline, endpoint.rstrip("/")
         self._headers = {"Accept": "*/*", "x-ms-version": version}
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._pipeline.__exit__()
+
     def read(self, container: str, name: str, offset: int, length: int) -> bytes:
         """Return bytes of a blob, as many as there are of `length`.
 
@@ -90,6 +110,16 @@ class LightBlobs:
         """
         headers = {"x-ms-range": f"bytes={offset}-{offset + length - 1}"}
         return self._ask(f"{container}/{quote(name, safe='/')}", headers).read()
+
+    def put(self, container: str, name: str, data: bytes) -> None:
+        """Store a block blob in one request, whatever is there.
+
+        Raises
+        ------
+        azure.core.exceptions.AzureError
+        """
+        headers = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
+        self._ask(f"{container}/{quote(name, safe='/')}", headers, data)
 
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
         """Return the blobs whose names begin with `prefix`.
@@ -103,13 +133,17 @@ class LightBlobs:
         while marker is not None:
             query = f"?restype=container&comp=list&maxresults={_PAGE}&prefix={quote(prefix, safe='')}"
             query += f"&marker={quote(marker, safe='')}" if marker else ""
-            page = ElementTree.fromstring(self._ask(f"{container}{query}", {}).read())
-            found.extend(_items(page))
-            marker = page.findtext("NextMarker") or None
+            page = self._ask(f"{container}{query}", {}).read()
+            items, marker = _quickly(page) or _items(ElementTree.fromstring(page))
+            found.extend(items)
         return found
 
-    def _ask(self, what: str, headers: Mapping[str, str]) -> HttpResponse:
-        request = HttpRequest("GET", f"{self._endpoint}/{what}", headers={**self._headers, **headers})
+    def _ask(self, what: str, headers: Mapping[str, str], data: bytes | None = None) -> HttpResponse:
+        url, headers = f"{self._endpoint}/{what}", {**self._headers, **headers}
+        if data is None:
+            request = HttpRequest("GET", url, headers=headers)
+        else:
+            request = HttpRequest("PUT", url, headers={**headers, "Content-Length": str(len(data))}, content=data)
         answer: HttpResponse = self._pipeline.run(request).http_response
         if answer.status_code < 400:
             return answer
@@ -119,7 +153,34 @@ class LightBlobs:
         raise error
 
 
-def _items(page: ElementTree.Element) -> Iterator[BlobItem]:
+#: Of a page as the service writes it: each blob's name, time and size, and where the next page begins.
+_BLOB = re.compile(
+    rb"<Blob>\s*<Name>([^<]*)</Name>.*?<Last-Modified>([^<]*)</Last-Modified>.*?"
+    rb"<Content-Length>([0-9]+)</Content-Length>.*?</Blob>",
+    re.DOTALL,
+)
+_MARKER = re.compile(rb"<NextMarker>([^<]*)</NextMarker>")
+
+
+def _quickly(page: bytes) -> tuple[list[BlobItem], str | None] | None:
+    """Return what `_items` does in a tenth of its time; None where the page is not quite as expected."""
+    found = _BLOB.findall(page)
+    if len(found) != page.count(b"<Blob>") or b"<![CDATA[" in page or b"<!--" in page:
+        return None
+    items = [BlobItem(name=_plain(name), size=int(size), modified=_moment(time.decode())) for name, time, size in found]
+    marker = _MARKER.search(page)
+    return items, (_plain(marker[1]) if marker is not None else "") or None
+
+
+def _plain(text: bytes) -> str:
+    return html.unescape(text.decode()) if b"&" in text else text.decode()
+
+
+def _items(page: ElementTree.Element) -> tuple[list[BlobItem], str | None]:
+    return list(_blobs(page)), page.findtext("NextMarker") or None
+
+
+def _blobs(page: ElementTree.Element) -> Iterator[BlobItem]:
     for blob in page.iter("Blob"):
         name = blob.find("Name")
         said = "" if name is None else name.text or ""

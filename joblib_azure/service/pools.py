@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -75,6 +75,20 @@ class PoolOperations:
         except HttpResponseError as exc:
             if exc.status_code not in passes:
                 raise
+
+    def _items(self, path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Yield what a listing holds, page by page, as the service writes it.
+
+        The SDK's models take a third of a millisecond for each item, too much for what is listed by the thousand.
+        """
+        request = HttpRequest("GET", path, params={"api-version": _API_VERSION, **query})
+        while True:
+            answer = self._client.send_request(request).json()
+            yield from answer.get("value") or ()
+            following = answer.get("odata.nextLink")
+            if not following:
+                return
+            request = HttpRequest("GET", following)
 
     # pools ----------------------------------------------------------------------------------------------
 
