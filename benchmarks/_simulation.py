@@ -56,8 +56,8 @@ _MOST_RUNS = 5
 _LOOK, _LONGEST_WAIT = 0.1, 120.0
 #: Buffers that are kept.
 _MOST_BUFFERS = 64
-#: The part of a task's age that its outcomes may wait for each other; and the seconds, or the part of a wait that is longer
-#: than usual, for which the first of a pause waits for the next: as a node has them.
+#: The part of a task's age that its outcomes may wait for each other; and the seconds, or the part of a wait that is
+#: longer than usual, for which the first of a pause waits for the next: as a node has them.
 _GROWTH, _GATHER, _GATHER_PART, _SPACING = 0.02, 0.005, 0.05, 0.2
 _VERSION = "2025-01-05"
 

@@ -246,7 +246,12 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             shown.running(partial(counters.look, self._call, counters.mark()))
         if Pump.applies_to(self.parallel):
             session, call = self._session, self._call
-            self._pump = Pump(self.parallel, lambda: session.wanted(call), lambda: session.work.exhaust(call))
+            self._pump = Pump(
+                self.parallel,
+                lambda: session.wanted(call),
+                pouring=lambda: session.work.pour(call),
+                exhausted=lambda: session.work.exhaust(call),
+            )
 
     def _new_reporter(self) -> Reporter:
         return reporter(

@@ -89,14 +89,23 @@ class Pump:
     parallel : joblib.Parallel
     wanted : callable
         Returns how many further calls should be dispatched now.
+    pouring : callable
+        Told now and then while the generator gives many.
     exhausted : callable
         Told once the generator has ended.
     """
 
-    def __init__(self, parallel: Any, wanted: Callable[[], int], exhausted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parallel: Any,
+        wanted: Callable[[], int],
+        *,
+        pouring: Callable[[], None],
+        exhausted: Callable[[], None],
+    ) -> None:
         self._parallel = parallel
         self._wanted = wanted
-        self._exhausted = exhausted
+        self._pouring, self._exhausted = pouring, exhausted
         self._poked = threading.Event()
         self._stopped = False
         self._source: Iterator[Any] | None = None
@@ -140,6 +149,8 @@ class Pump:
                 self._poked.clear()
                 continue
             ended = self._gather(min(wanted, _MOST))
+            if len(self._buffer.items) > 1 and not ended:
+                self._pouring()
             self._hand_over(ended)
 
     def _gather(self, most: int) -> bool:

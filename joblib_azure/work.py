@@ -102,6 +102,12 @@ class Work:
             self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=self._costs.get(function))
         return True
 
+    def pour(self, call: Call) -> None:
+        """Say that the generator of calls gives many, so that more chunks come in a moment."""
+        with self.changed:
+            if self.planned(call):
+                self.planner.pour(call.id, time.monotonic())
+
     def exhaust(self, call: Call) -> None:
         """Say that no further chunk of the call will come."""
         with self.changed:

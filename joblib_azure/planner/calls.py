@@ -12,6 +12,9 @@ from ..capacity import Bundle, Cost
 # Seconds. joblib dispatches a burst within a few milliseconds, and 10 more are not felt in a task of a
 # second; a generator that never pauses must not keep the slots idle either.
 FLUSH_AFTER_LAST, FLUSH_AFTER_FIRST = 0.010, 0.100
+# Seconds for which more chunks are taken to be coming where the generator was seen to give many, up to six times that
+# for a large pool: those who dispatch, encode and send them share one interpreter, and none of them is always at it.
+POUR = 0.1
 # Calls a worker while their cost is unknown: few enough for a minute each, enough to measure 1 ms each.
 PROBE = 16
 # Chunks from which on the deviation of their calls is believed.
@@ -52,7 +55,7 @@ class CallState:
         self.slots = self.width = self.calls = 0  # of the bundles under way
         self.streamed = 0  # calls measured in them so far
         self.window: tuple[float, float] | None = None  # first and last add since the last flush
-        self.begun, self.latest = inf, -inf  # first and last add of all
+        self.begun, self.pouring = inf, -inf  # first add of all, and until when more are taken to be coming
         self.ripe = False  # something queued was flushed already and waits for a slot only
         self.left = self.aim = 0  # as in Shape, for the next bundle
         self.dealt = 0  # bundles for which the head of the queue was dealt out
@@ -82,7 +85,7 @@ class CallState:
         self.largest = max(self.largest, calls)
         self.left = self.dealt = 0
         self.window = (self.window[0] if self.window else now), now
-        self.begun, self.latest = min(self.begun, now), now
+        self.begun, self.pouring = min(self.begun, now), max(self.pouring, now + FLUSH_AFTER_LAST)
 
     def put_back(self, back: dict[int, int], suspects: Collection[int]) -> None:
         """Queue chunks, with their calls, ahead of all others; each of the suspects for a bundle of its own."""
@@ -99,7 +102,7 @@ class CallState:
 
     def pours(self, now: float) -> bool:
         """Whether chunks come so fast that more of them are there in a moment."""
-        return not self.exhausted and now < self.latest + FLUSH_AFTER_LAST
+        return not self.exhausted and now < self.pouring
 
     def settled(self, now: float) -> bool:
         due = self.due()

@@ -9,7 +9,7 @@ of a node are a queue there, and only take what waits behind:
 2. Both known: rounds of a bundle a slot, all alike, TARGET × the cost of a task long or a little more; once a
    call is exhausted, a round leaves as much as the slots may end apart, which depends on how alike its calls
    are. Twice the slots may be under way or waiting. What waits behind them while more comes as fast as it is taken is
-   TARGET long whatever is queued, and longer the longer the call has run: TARGET_AGE of that, MOST_TARGET at most.
+   as long as the time allows for which the call has run, whatever is queued: TARGET and, after a while, MOST_TARGET.
 3. Last round: once the work left is below LAST_ROUND × the cost of a task for each worker, all of it goes.
 4. Whole nodes: the last chunks of a call, if no more than nodes, get a node each for their nested loops.
 """
@@ -21,7 +21,7 @@ from math import ceil, isfinite, sqrt
 from statistics import NormalDist, median_low
 
 from ..capacity import COLLECTION, Bundle, Capacity, Cost
-from .calls import FLUSH_AFTER_LAST, PROBE, CallState, Shape
+from .calls import POUR, PROBE, CallState, Shape
 
 # Seconds that Batch takes for a task beyond its work (scheduling, start, transfer), until measured; the median of the
 # last tasks counts. The range keeps cold nodes (minutes) from making bundles of an hour; and the client, the service
@@ -31,9 +31,9 @@ TASK_COST, TASK_COST_RANGE, TASK_COST_WINDOW = 1.0, (0.2, 10.0), 15
 # The next three in units of the cost of a task. How long a bundle lasts at least, where there is enough: an overhead
 # below 5 %.
 TARGET = 20.5
-# How long one is at most that waits behind others, and its part of the time for which its call has run: longer ones
-# cost less, and if all ends with them, it ends that much later at most.
-MOST_TARGET, TARGET_AGE = 41.0, 1 / 8
+# Parts of the time for which its call has run that a bundle lasts which waits behind others: up to TARGET, and from
+# there on up to MOST_TARGET. Longer ones cost less, but where all ends with them, it ends that much later.
+YOUNG, OLD, MOST_TARGET = 1 / 3, 1 / 8, 41.0
 # Calls a worker of a slot while they pour in, at least: a large pool's first ones would else get a few of those that
 # are there by then, and leave most of their workers idle for as long as a call takes.
 POURED = 2
@@ -43,6 +43,8 @@ MOST = 0.7
 LAST_ROUND = 3.0
 # Work below which the last round has no further bundle, unless a slot is free.
 LEAST_SPLIT = 0.1
+# Calls so many times as long as a task is assumed to cost need not wait until that is measured.
+LONG = 5.0
 # Seconds. A chunk is a round trip within the node (1 ms), and the grain of abort, streaming and balance.
 CHUNK_SECONDS = 0.1
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
@@ -99,6 +101,11 @@ class Planner:
     def add(self, call: str, chunk: int, calls: int, now: float) -> None:
         """Queue a chunk of `calls` delayed calls; ValueError if it is there or the call is exhausted."""
         self._open(call).add(chunk, calls, now)
+
+    def pour(self, call: str, now: float) -> None:
+        """Say that the generator of calls gives many, so that more chunks come in a moment."""
+        state = self._open(call)
+        state.pouring = max(state.pouring, now + POUR * (1 + min(self.capacity.lanes / 200, 5)))
 
     def exhaust(self, call: str) -> None:
         """Say that no further chunks will come for this call."""
@@ -160,7 +167,7 @@ class Planner:
     def next_flush(self, now: float) -> float | None:
         """Return when `plan` has something to do without a further event (maybe `now`), else None."""
         dues = {state.due() for state in self._calls.values()}
-        dues |= {state.latest + FLUSH_AFTER_LAST for state in self._calls.values() if state.pours(now)}
+        dues |= {state.pouring for state in self._calls.values() if state.pours(now)}
         times = sorted({now, *(due for due in dues if due is not None and due > now)})
         return next((time for time in times if self._next(time) is not None), None)
 
@@ -176,7 +183,7 @@ class Planner:
             goal = max(min(2 * PROBE * workers, MAX_BACKLOG), 2 * state.n_jobs)
             return max(0, goal - state.outstanding)
         # Running, waiting behind, and two rounds to choose from.
-        goal = ceil(4 * TARGET * self.task_cost * workers / state.mean)
+        goal = 4 * workers * ceil(max(1.0, TARGET * self.task_cost / state.mean))
         more = min(goal - state.outstanding, MAX_BACKLOG - state.queued)
         return max(0, more, 2 * workers - state.outstanding)
 
@@ -274,8 +281,10 @@ class Planner:
         plenty = waits and not state.exhausted and (pours or not self._wanted(state))
         length = self._longest(state, now) if plenty else None
         shape = Shape() if state.alone else self._sized(state, parts, length, pours=pours, waits=waits)
-        if pours and state.queued < shape.calls and not state.alone:
-            return None  # the rest of it is there in a moment
+        # The rest of it is there in a moment, or comes with the outcomes of what runs while it would only wait.
+        least = shape.calls if pours else min(shape.calls, MAX_BACKLOG // 2) if plenty else 0
+        if state.queued < least and not state.alone:
+            return None
         if not waits:
             return shape
         # What waits in the service is topped up by many at once, which takes one request then.
@@ -284,7 +293,8 @@ class Planner:
         if not self._topping_up:
             return None
         # No slot is free: wait in the service only if that is known to pay, and leave the others their part.
-        if state.mean is None or not self._costs or not state.settled(now) or state.slots >= max(1, limit // ready):
+        known = self._costs or (state.mean is not None and state.mean >= LONG * TASK_COST)
+        if state.mean is None or not known or not state.settled(now) or state.slots >= max(1, limit // ready):
             return None
         head = state.size[(state.alone or state.queue)[0]]
         seconds = state.mean * max(head, min(shape.calls, state.queued) / shape.width)
@@ -292,8 +302,15 @@ class Planner:
 
     def _longest(self, state: CallState, now: float) -> float:
         """Return how many seconds a bundle may last that waits behind others."""
-        cost = self.task_cost
-        return max(TARGET * cost, min(TARGET_AGE * (now - state.begun), MOST_TARGET * cost))
+        age = now - state.begun
+        return max(min(TARGET * self.task_cost, YOUNG * age), min(MOST_TARGET * self._bundle_cost(state), OLD * age))
+
+    def _bundle_cost(self, state: CallState) -> float:
+        """Return the seconds that a bundle costs beyond its work, those included that its workers wait for the last."""
+        width = min(self.capacity.workers_per_slot, self._workers(state))
+        if width == 1 or state.mean is None or not isfinite(state.deviation):
+            return self.task_cost
+        return max(self.task_cost, TASK_COST + min(state.mean, state.deviation * _latest(width)))
 
     def _ragged(self, state: CallState) -> bool:
         """Whether the bundles under way leave the slots so far apart that evening it out is worth a task."""
@@ -313,14 +330,16 @@ class Planner:
         left, aim = state.left, state.aim
         if state.mean is None:
             calls = min(PROBE * width, ceil(state.queued * max(1 / parts, share)))
-            if calls > width:
+            # No more than the others have where those that came first got few.
+            calls = min(calls, max(width, ceil(state.outstanding * max(1 / lanes, share))))
+            if calls > width and not state.exhausted:
                 calls -= calls % width  # whole rounds of its workers, as below
         elif length is not None:
             calls = aim = ceil(max(1.0, length / state.mean)) * width
             left = max(1, min(lanes, state.queued // aim))
         else:
             if not left:  # a new round: a bundle for each slot, all alike, so that they end together
-                work, cost = state.queued * state.mean, self.task_cost
+                work, cost = state.queued * state.mean, self._bundle_cost(state)
                 left = min(count, lanes)
                 if work <= LAST_ROUND * cost * self._workers(state):
                     left, aim = min(left, max(parts, ceil(work / (LEAST_SPLIT * cost)))), 0
@@ -346,6 +365,7 @@ class Planner:
             calls = aim or ceil(state.queued / left)
         if pours:
             calls = max(calls, POURED * width)
+            parts = max(1, min(parts, state.queued // calls))  # the others get what comes
         # Long calls or big chunks: still one for every worker of the free slots, as far as they go round.
         least = min(width, ceil(count / parts))
         return Shape(1, width, calls, least, count - (parts - 1), left=left, aim=aim, hands=left or parts)
