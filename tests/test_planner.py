@@ -337,7 +337,7 @@ def test_the_backlog_of_long_calls_is_four_times_the_workers() -> None:
     """What runs, what waits behind, and as much to choose from."""
     planner = opened(pool.WIDE, cost=Cost(3600.0))
     assert planner.wanted("c") == 128
-    planner.add("c", 0, 63, 0.0)
+    planner.add("c", 0, 127, 0.0)
     assert planner.wanted("c") == 1
 
 

@@ -47,6 +47,8 @@ LEAST_SPLIT = 0.1
 LONG = 5.0
 # Seconds. A chunk is a round trip within the node (1 ms), and the grain of abort, streaming and balance.
 CHUNK_SECONDS = 0.1
+# Calls under way of one Parallel, by which longer bundles are bounded: a client holds a kilobyte of each.
+MOST_OUTSTANDING = 100_000
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
 MAX_BACKLOG = 10_000
 # What waits in the service is topped up when this part of the slots has been used of it, or as many tasks as one
@@ -335,7 +337,8 @@ class Planner:
             if calls > width and not state.exhausted:
                 calls -= calls % width  # whole rounds of its workers, as below
         elif length is not None:
-            calls = aim = ceil(max(1.0, length / state.mean)) * width
+            rounds = min(ceil(max(1.0, length / state.mean)), max(1, MOST_OUTSTANDING // (2 * lanes * width)))
+            calls = aim = rounds * width
             left = max(1, min(lanes, state.queued // aim))
         else:
             if not left:  # a new round: a bundle for each slot, all alike, so that they end together
