@@ -12,13 +12,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .bundler import spacing_among
 from .call import Outcome
 from .cluster.stranded import gone, stranded
 from .codec import Record
+from .ended import REVIEW, EndedTasks
 from .errors import (
     AuthenticationError,
     IntegrityError,
@@ -59,15 +60,8 @@ DOUBT = 5.0
 TASK_PART, CALM_TASK_LOOK = 0.1, 30.0
 #: And of many tasks a larger part, one in so many, up to this: each is a smaller part of the work.
 TASK_PART_OF_MANY, MANY_TASKS = 0.25, 4000
-#: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag. It goes back further
-#: from time to time only, or each task would be listed a dozen times.
-OVERLAP, WIDE_OVERLAP = timedelta(seconds=5), timedelta(seconds=60)
-#: Seconds between two listings that go back further.
-WIDE_LOOK = 30.0
 #: The pause is at least so many times what the last look took: many tasks are not looked at without a break.
 LOOK_PART = 2.0
-#: Seconds without any outcome after which, and between which, the listing goes back to when the oldest task was added.
-REVIEW = 60.0
 #: Bytes of stderr that an error shows.
 TAIL = 2000
 
@@ -104,9 +98,9 @@ class Monitor:
         self._reader = OutcomeReader(lambda: session.cluster.blobs, session.outputs, session.key, session.job)
         self._task_pause = FIRST_TASK_LOOK
         self._task_look = 0.0
-        self._since: datetime | None = None
+        self._ended = EndedTasks(lambda: session.cluster.batch, session.job)
         self._progress = self._idle = time.monotonic()
-        self._doubt_look = self._review = self._wide_look = 0.0
+        self._doubt_look = self._review = 0.0
         #: Seconds that the last listing of outcomes took, with the reading of what was new.
         self._taken = 0.0
         self._lease_pushed = self._beaten = time.monotonic()
@@ -224,7 +218,7 @@ class Monitor:
             self._doubt_look = now
             session.cluster.check()
             if now - max(self._progress, self._review) > REVIEW:
-                self._review = now
+                self._review = now  # to when the oldest task was added
                 self._look_back()
             self._look_at_nodes()
 
@@ -301,7 +295,7 @@ class Monitor:
         session, work = self._session, self._session.work
         with work.changed:
             waiting = set(work.under_way)
-        ended = session.cluster.batch.ended_tasks(session.job, self._since and self._since - self._overlap())
+        ended = self._ended.look()
         new = [task for task in ended if task.id in waiting]
         if new:
             # Whatever they stored was stored before they ended, so this look is their last.
@@ -311,17 +305,8 @@ class Monitor:
                 session.check_job()
             for entry, task in lost:
                 self._lost(entry, task)
-        if ended:  # not before they are dealt with, whatever happens meanwhile
-            self._since = max(task.ended for task in ended)
+        self._ended.taken(ended)
         return bool(new)
-
-    def _overlap(self) -> timedelta:
-        """Return how far the next listing of ended tasks goes back before the last one that was listed."""
-        now = time.monotonic()
-        if now - self._wide_look <= WIDE_LOOK:
-            return OVERLAP
-        self._wide_look = now
-        return WIDE_OVERLAP
 
     def _call_seconds(self) -> float:
         """Return what a call takes, of that which has run longest; 0 where it is not known. With the lock held."""
@@ -342,8 +327,7 @@ class Monitor:
         work = self._session.work
         with work.changed:
             oldest = min((entry.added_time for entry in work.under_way.values()), default=time.time())
-        if self._since is not None:
-            self._since = min(self._since, datetime.fromtimestamp(oldest, timezone.utc))
+        self._ended.look_back(oldest)
 
     def _lost(self, entry: UnderWay, task: TaskEnd) -> None:
         session = self._session

@@ -1,4 +1,4 @@
-"""What is listed and read past the SDK's models is what the SDK says."""
+"""What is listed, read and stored past the SDK's models is what the SDK says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, ServiceRequestError, ServiceResponseTimeoutError
 from azure.core.pipeline import Pipeline
+from azure.core.rest import HttpRequest
 from azure.storage.blob import BlobServiceClient
 
 from joblib_azure import LocalCluster
@@ -55,6 +56,37 @@ def test_a_list_is_the_sdk_s(blobs: AzureBlobs, sdk: BlobServiceClient, monkeypa
             assert [(each.name, each.size, each.modified) for each in blobs.blobs("light", prefix)] == wanted
 
 
+def test_what_is_quickly_read_is_what_the_page_says(blobs: AzureBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = blobs.blobs("light", "")
+    monkeypatch.setattr(lightblobs, "_quickly", lambda page: None)
+    assert blobs.blobs("light", "") == quick
+    assert {item.name for item in quick} >= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "blobs_of_it",
+    [
+        b"<Name>a</Name><Properties><Content-Length>1</Content-Length></Properties>",
+        b'<Name Encoded="true">a%00</Name><Last-Modified>x</Last-Modified><Content-Length>1</Content-Length>',
+        b"<Name>a</Name></Blob><Blob><Name>b</Name><Last-Modified>x</Last-Modified><Content-Length>1</Content-Length>",
+        b"<Name><![CDATA[a]]></Name><Last-Modified>x</Last-Modified><Content-Length>1</Content-Length>",
+    ],
+)
+def test_a_page_that_is_not_as_expected_is_read_slowly(blobs_of_it: bytes) -> None:
+    assert lightblobs._quickly(b"<EnumerationResults><Blobs><Blob>" + blobs_of_it + b"</Blob></Blobs>") is None
+
+
+def test_what_is_stored_is_what_the_sdk_reads(blobs: AzureBlobs, sdk: BlobServiceClient) -> None:
+    for name, data in (("put", b"one"), ("put", b"another"), ("put/none", b""), ("ä/ö b", bytes(300_000))):
+        assert blobs.put("light", name, data)
+        blob = sdk.get_blob_client("light", name)
+        assert blob.download_blob().readall() == data
+        assert blob.get_blob_properties().blob_type == "BlockBlob"
+        blobs.delete("light", name)
+    with pytest.raises(ResourceNotFoundError):
+        blobs.put("nothing", "a", b"x")
+
+
 def test_bytes_are_the_sdk_s(blobs: AzureBlobs, sdk: BlobServiceClient) -> None:
     assert blobs.read("light", "a", 2, 5) == sdk.get_blob_client("light", "a").download_blob(2, 5).readall()
 
@@ -79,7 +111,11 @@ def test_what_is_not_there_is_told(blobs: AzureBlobs) -> None:
 
 def test_another_key_is_refused(blobs: AzureBlobs) -> None:
     stranger = connect_blobs(blobs.endpoint, account=blobs.endpoint.rstrip("/").rpartition("/")[2], key="c3RyYW5nZXI=")
-    for action in (lambda: stranger.blobs("light", ""), lambda: stranger.read("light", "a", 0, 3)):
+    for action in (
+        lambda: stranger.blobs("light", ""),
+        lambda: stranger.read("light", "a", 0, 3),
+        lambda: stranger.put("light", "a", b"x"),
+    ):
         with pytest.raises(AuthenticationError):
             action()
     stranger.close()
@@ -115,3 +151,41 @@ def test_half_an_answer_is_none() -> None:
         with pytest.raises(AzureError):
             light.read("c", "b", 0, 100)
         assert len(asked) > 1
+
+
+def test_its_transport_tells_what_went_wrong() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        transport = LightTransport(connect=1, read=0.2)
+        with pytest.raises(ServiceResponseTimeoutError):  # it is taken, and not answered
+            transport.send(HttpRequest("GET", url))
+    with pytest.raises(ServiceRequestError):  # nobody takes it
+        transport.send(HttpRequest("GET", url))
+    transport.close()
+    with pytest.raises(ValueError, match="already been closed"):
+        transport.send(HttpRequest("GET", url))
+
+
+def test_its_transport_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all that is asked through requests; but not where the environment is not to be heard, on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            asked.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(AzureError):
+            LightTransport(connect=5, read=5).send(HttpRequest("GET", "https://account.blob.example/c/b"))
+        thread.join(5)
+        assert asked[0].startswith(b"CONNECT account.blob.example:443 ")
+        with pytest.raises(AzureError):
+            LightTransport(connect=5, read=5, from_environment=False).send(HttpRequest("GET", "https://127.0.0.1:1/b"))
+        assert len(asked) == 1

@@ -8,12 +8,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..call import Outcome
 from ..cluster.stranded import stranded
 from ..codec import Record
+from ..ended import REVIEW, EndedTasks
 from ..errors import JobError, NodesUnavailableError, ResourceNotFoundError, TaskFailedError, stderr_end
 from ..outcomes import OutcomeReader, Place, task_of
 from ..results import Results, Window
@@ -31,8 +31,6 @@ FIRST_LOOK, LAST_LOOK, _LOOK_GROWTH = 0.1, 2.0, 1.5
 _ASK, _DOUBT = 2.0, 10.0
 #: Seconds without a sign of life after which a submission counts as dead.
 SILENCE = 12 * HEARTBEAT
-#: The listing of ended tasks overlaps by this much: the service's clock decides, and listings lag.
-_OVERLAP = timedelta(seconds=60)
 _STREAMS = 8
 #: Why a job ends whose last task has.
 ALL_TASKS_COMPLETE = "AllTasksComplete"
@@ -73,9 +71,9 @@ class Arrivals:
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-job")
         self._lock = threading.Lock()
         self._seen = Tally()
-        self._since: datetime | None = None
+        self._ended = EndedTasks(lambda: job.batch, job.id)
         self._asked = self._progress = self._beaten = time.monotonic()
-        self._doubted = 0.0
+        self._doubted = self._reviewed = 0.0
         self._pause = FIRST_LOOK
         #: The largest number of a call that has arrived.
         self.highest = -1
@@ -202,18 +200,17 @@ class Arrivals:
 
     def _ask(self) -> bool:
         """Ask the service what has ended; True where calls are lost."""
-        job, batch = self._job, self._job.batch
+        job = self._job
         details = job.details()
         try:
-            ended = batch.ended_tasks(job.id, self._since and self._since - _OVERLAP)
+            ended = self._ended.look()
         except ResourceNotFoundError as exc:
             raise job.gone() from exc
         # What they stored, they stored before they ended.
         progressed = self._read()
         if progressed and self._window is not None:
             return True  # maybe not all of it
-        if ended:
-            self._since = max(task.ended for task in ended)
+        self._ended.taken(ended)
         found: list[bool] = []
         if details.state == "active" or details.reason in ("", ALL_TASKS_COMPLETE):
             # Each has its own reason; where the job was ended, its reason is theirs.
@@ -265,6 +262,9 @@ class Arrivals:
         if now - max(self._progress, self._doubted) < _DOUBT:
             return
         self._doubted = now
+        if now - max(self._progress, self._reviewed) > REVIEW:
+            self._reviewed = now
+            self._ended.look_back(0.0)
         job = self._job
         try:
             why = stranded(job.batch, job.pool, job.id, job.batch.nodes(job.pool))

@@ -67,6 +67,8 @@ class LocalHost:
     identity : Identity, optional
         Of a cluster that stays: its folder, with all that is in it, its account and its ports. By default each is new
         and goes with the cluster.
+    in_memory : bool
+        Whether Azurite keeps what it holds in memory, for very many blobs of little content.
 
     Attributes
     ----------
@@ -87,6 +89,7 @@ class LocalHost:
         emulator_flags: Sequence[str] = (),
         schedule: Schedule | None = None,
         identity: Identity | None = None,
+        in_memory: bool = False,
     ) -> None:
         self.run_id = uuid.uuid4().hex
         self._stays = identity is not None
@@ -97,6 +100,7 @@ class LocalHost:
         self._identity = identity
         self.folder = identity.folder
         self._keep = keep or self._stays
+        self._in_memory = in_memory
         self._notify = notify
         self._running_azurite_port = None if self._stays or schedule is not None else running_azurite_port
         self._schedule = schedule
@@ -261,7 +265,9 @@ class LocalHost:
         return [
             {
                 "name": "Azurite",
-                "command": program.arguments(location, self._port(self._identity.storage_port)),
+                "command": program.arguments(
+                    None if self._in_memory else location, self._port(self._identity.storage_port)
+                ),
                 "environment": program.environment(self.account_name, self._identity.storage_key),
                 "folder": str(location),
                 "log": str(self.folder / "azurite.log"),

@@ -77,13 +77,14 @@ class AzuriteProgram:
     command: tuple[str, ...]
     source: str
 
-    def arguments(self, location: Path, port: int = 0) -> list[str]:
+    def arguments(self, location: Path | None, port: int = 0) -> list[str]:
         """The whole command line that serves blobs on loopback.
 
         Parameters
         ----------
-        location : Path
-            The folder for Azurite's data.
+        location : Path or None
+            The folder for Azurite's data. None keeps them in memory: each 5 s it writes its index there, as a whole,
+            which takes a second once it has some hundred thousand blobs.
         port : int
             0 for one that is free; `READY_LINE` then tells which.
 
@@ -93,7 +94,8 @@ class AzuriteProgram:
         """
         return [
             *self.command,
-            *("--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(location)),
+            *("--blobHost", "127.0.0.1", "--blobPort", str(port)),
+            *(("--inMemoryPersistence",) if location is None else ("--location", str(location))),
             # The SDK asks for the newest service version, which may be newer than Azurite.
             "--skipApiVersionCheck",
             "--disableTelemetry",

@@ -1,0 +1,129 @@
+"""How outcomes are found in storage, few or very many of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from service_model import Blobs
+
+from joblib_azure import outcomes
+from joblib_azure.codec import Record, new_key, seal
+from joblib_azure.outcomes import OutcomeReader, Place, stems
+from joblib_azure.tally import Tally
+
+KEY = new_key()
+
+
+class Listed(Blobs):
+    """Blobs in memory, and how many were listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed: list[int] = []
+
+    def blobs(self, container: str, prefix: str) -> list[outcomes.BlobItem]:
+        found = list(super().blobs(container, prefix))
+        self.listed.append(len(found))
+        return found
+
+
+@pytest.fixture
+def blobs() -> Listed:
+    found = Listed()
+    found.create_container("out")
+    return found
+
+
+@pytest.fixture
+def reader(blobs: Listed) -> OutcomeReader:
+    return OutcomeReader(lambda: blobs, "out", KEY, "job")
+
+
+def task(number: int) -> str:
+    return f"c1-{32 * number:07d}-0-{number:08x}"
+
+
+def say(blobs: Listed, number: int, position: int = 0) -> None:
+    name = f"c1/{task(number)}/000"
+    blobs.append("out", name, seal(KEY, f"job/{name}#{position}", {"chunk": 32 * number + position}, b"x"))
+
+
+def taken(reader: OutcomeReader, wanted: set[str]) -> list[int]:
+    """Read what is new; return the chunks."""
+    found: list[int] = []
+
+    def take(record: Record, place: Place) -> None:
+        found.append(record.head["chunk"])
+
+    for item in reader.grown("c1", wanted.__contains__, wanted):
+        reader.read(item, take)
+    return sorted(found)
+
+
+def test_what_few_or_many_names_begin_with() -> None:
+    assert stems([], 8) == []
+    assert stems(["abc"], 8) == ["abc"]
+    names = [task(number) for number in range(1000, 3000)]
+    found = stems(names, 8)
+    assert 1 < len(found) <= 8
+    assert all(any(name.startswith(stem) for stem in found) for name in names)
+    assert not any(task(10_000).startswith(stem) for stem in found)
+
+
+def test_a_call_of_few_tasks_is_listed_at_once(blobs: Listed, reader: OutcomeReader) -> None:
+    for number in range(20):
+        say(blobs, number)
+    assert taken(reader, {task(3), task(7)}) == [96, 224]
+    assert blobs.listed == [20]
+
+
+def test_tasks_that_ended_long_ago_are_not_listed_again(blobs: Listed, reader: OutcomeReader) -> None:
+    many = 5000
+    for number in range(many):
+        say(blobs, number)
+    assert len(taken(reader, {task(number) for number in range(many)})) == many
+    blobs.listed.clear()
+    running = {task(number) for number in range(many - 100, many + 100)}
+    for number in range(many, many + 100):
+        say(blobs, number)
+    say(blobs, many - 50, 1)
+    expected = [32 * (many - 50) + 1, *(32 * number for number in range(many, many + 100))]
+    assert taken(reader, running) == expected
+    assert len(blobs.listed) <= 8
+    assert sum(blobs.listed) < 1000
+    assert taken(reader, running) == []
+
+
+def test_one_that_is_sent_again_is_found_among_those_of_long_ago(blobs: Listed, reader: OutcomeReader) -> None:
+    for number in range(3000):
+        say(blobs, number)
+    taken(reader, {task(number) for number in range(3000)})
+    name = "c1/c1-0000032-1-00000000/000"
+    blobs.append("out", name, seal(KEY, f"job/{name}#0", {"chunk": 32}, b"x"))
+    again = {"c1-0000032-1-00000000", task(2999)}
+    assert taken(reader, again) == [32]
+
+
+def test_it_forgets_what_has_ended(blobs: Listed, reader: OutcomeReader) -> None:
+    for start in range(0, 12_000, 3000):
+        for number in range(start, start + 3000):
+            say(blobs, number)
+        taken(reader, {task(number) for number in range(start, start + 3000)})
+    taken(reader, {task(11_999)})
+    assert len(reader._streams) <= 3000
+
+
+def test_a_tally_counts_each_number_to_a_byte() -> None:
+    tally = Tally()
+    assert tally.add(5) == 0
+    assert tally.add(5) == 1
+    assert (tally[5], tally[4], tally[10**9], len(tally)) == (2, 0, 0, 1)
+    assert 5 in tally
+    assert 4 not in tally
+    for _ in range(300):
+        tally.add(70_000)
+    assert (tally[70_000], len(tally)) == (255, 2)
