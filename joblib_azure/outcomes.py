@@ -92,8 +92,8 @@ class OutcomeReader:
         wanted : callable
             Tells of a task whether it is.
         tasks : collection of str, optional
-            All that are, where that is known: once a call has had very many tasks, those that ended are not all listed
-            again.
+            All that are, or what their ids begin with, where that is known: once a call has had very many tasks, those
+            that ended are not all listed again.
 
         Raises
         ------
@@ -102,8 +102,8 @@ class OutcomeReader:
         listed = [f"{call}/"]
         if tasks is not None:
             if self._listed.get(call, 0) > _MANY:
-                listed = stems([f"{call}/{task}/" for task in tasks], _PARTS)
-            if len(self._streams) > 2 * len(tasks) + _MANY:
+                listed = stems([f"{call}/{task}" for task in tasks], _PARTS)
+            if len(self._streams) > 2 * (len(tasks) + _MANY):
                 self._streams = {name: stream for name, stream in self._streams.items() if wanted(task_of(name))}
         items = [item for prefix in listed for item in self._blobs().blobs(self._container, prefix)]
         self._listed[call] = max(self._listed.get(call, 0), len(items))

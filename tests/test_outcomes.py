@@ -12,6 +12,7 @@ from service_model import Blobs
 
 from joblib_azure import outcomes
 from joblib_azure.codec import Record, new_key, seal
+from joblib_azure.jobs.names import task_id, tasks_between
 from joblib_azure.outcomes import OutcomeReader, Place, stems
 from joblib_azure.tally import Tally
 
@@ -127,3 +128,12 @@ def test_a_tally_counts_each_number_to_a_byte() -> None:
     for _ in range(300):
         tally.add(70_000)
     assert (tally[70_000], len(tally)) == (255, 2)
+
+
+def test_the_tasks_between_two_calls_in_few_words() -> None:
+    for low, high in ((0, 0), (0, 7), (5, 12), (0, 10**9 - 1), (640_017, 703_411), (999, 1000), (10**8, 10**8 + 9)):
+        found = tasks_between("c", low, high)
+        assert 0 < len(found) <= 8
+        for first in (low, (low + high) // 2, high):
+            assert any(task_id("c", first, 32).startswith(stem) for stem in found), (low, high, found)
+    assert not any(task_id("c", 100_000, 32).startswith(stem) for stem in tasks_between("c", 640_017, 703_411))

@@ -20,7 +20,7 @@ from ..results import Results, Window
 from ..service import BlobItem, TaskEnd
 from ..tally import Tally
 from ..transfer import side_by_side
-from .names import HEARTBEAT, Description, calls_of
+from .names import HEARTBEAT, Description, calls_of, tasks_between
 
 if TYPE_CHECKING:
     from .job import Job
@@ -71,6 +71,8 @@ class Arrivals:
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-job")
         self._lock = threading.Lock()
         self._seen = Tally()
+        #: The first call that has not arrived, and the most calls of a task.
+        self._lowest = self._longest = 0
         self._ended = EndedTasks(lambda: job.batch, job.id)
         self._asked = self._progress = self._beaten = time.monotonic()
         self._doubted = self._reviewed = 0.0
@@ -149,7 +151,7 @@ class Arrivals:
     def _read(self) -> bool:
         job = self._job
         try:
-            grown = self._reader.grown(job.call, self._wanted)
+            grown = self._reader.grown(job.call, self._wanted, self._tasks_left())
         except ResourceNotFoundError as exc:
             raise job.gone() from exc
         if self._window is not None:
@@ -161,6 +163,13 @@ class Arrivals:
             side_by_side(self._pool, self._read_blob, grown)
         return bool(grown)
 
+    def _tasks_left(self) -> list[str]:
+        """Return what the ids of tasks begin with that may have more to say: in a long job most have not."""
+        while self._lowest in self._seen:
+            self._lowest += 1
+        first = max(0, self._lowest - self._longest)
+        return tasks_between(self._job.call, first, max(first, self.description.calls - 1))
+
     def _read_blob(self, item: BlobItem) -> None:
         self._reader.read(item, lambda record, place: self._record(task_of(item.name), record, place))
 
@@ -169,6 +178,7 @@ class Arrivals:
             return  # the end of a task
         number = int(record.head["chunk"])
         with self._lock:
+            self._longest = max(self._longest, len(calls_of(task)))
             if self._seen.add(number):
                 return
             self.highest = max(self.highest, number)

@@ -127,6 +127,18 @@ def task_id(call: str, first: int, calls: int) -> str:
     return f"{call}-{first:09d}-{calls}"
 
 
+def tasks_between(call: str, low: int, high: int, most: int = 8) -> list[str]:
+    """Return what the ids of tasks begin with whose first calls are from `low` to `high`, in so many words at most.
+
+    They fit others near those too.
+    """
+    for dropped in range(10):
+        blocks = range(low // 10**dropped, high // 10**dropped + 1)
+        if len(blocks) <= most:
+            break
+    return [f"{call}-{block:0{9 - dropped}d}"[: len(call) + 10 - dropped] for block in blocks]
+
+
 def calls_of(task: str) -> range:
     """Return the calls of a task; none for a task of another kind."""
     found = _TASK.fullmatch(task)
