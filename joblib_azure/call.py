@@ -234,7 +234,7 @@ class Call:
         self._lock = threading.Lock()
         self._futures: dict[int, ChunkFuture] = {}
         self._count = 0
-        self._inbox: queue.SimpleQueue[tuple[ChunkFuture, Outcome | BaseException] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[tuple[ChunkFuture, Outcome | BaseException]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -279,7 +279,7 @@ class Call:
                 self._thread = threading.Thread(target=self._run, name=f"joblib_azure-{self.id}", daemon=True)
                 self._thread.start()
         if failure is not None:
-            self._inbox.put((future, failure))
+            self._inbox.put([(future, failure)])
         return future
 
     def forget(self) -> None:
@@ -334,19 +334,26 @@ class Call:
             futures = [self._futures[chunk] for chunk in chunks if chunk in self._futures]
         return sorted(number for future in futures for number in future.numbers)
 
-    def deliver(self, chunk: int, outcome: Outcome | BaseException) -> bool:
-        """Hand over the outcome of a chunk; False where it has one already (the first one counts)."""
+    def deliver(self, chunk: int, outcome: Outcome | BaseException) -> None:
+        """Hand over the outcome of a chunk, unless it has one already: the first one counts."""
+        self.deliver_all([(chunk, outcome)])
+
+    def deliver_all(self, outcomes: Iterable[tuple[int, Outcome | BaseException]]) -> None:
+        """Hand over outcomes of chunks, by their numbers: the call's thread is woken once for all of them."""
+        found: list[tuple[ChunkFuture, Outcome | BaseException]] = []
         with self._lock:
-            future = self._futures.pop(chunk, None)
-            if future is None:
-                return False
-            self.traces.pop(chunk, None)
-            if isinstance(outcome, Outcome) and outcome.head.get("ok"):
-                self.done += future.calls
-            else:
-                self.failed += future.calls
-        self._inbox.put((future, outcome))
-        return True
+            for chunk, outcome in outcomes:
+                future = self._futures.pop(chunk, None)
+                if future is None:
+                    continue
+                self.traces.pop(chunk, None)
+                if isinstance(outcome, Outcome) and outcome.head.get("ok"):
+                    self.done += future.calls
+                else:
+                    self.failed += future.calls
+                found.append((future, outcome))
+        if found:
+            self._inbox.put(found)
 
     def fail(self, error: BaseException) -> None:
         """Let everything under way, and everything submitted from now on, fail with `error`."""
@@ -354,8 +361,7 @@ class Call:
             if self.failure is None:
                 self.failure = error
             futures, self._futures = list(self._futures.values()), {}
-        for future in futures:
-            self._inbox.put((future, error))
+        self._inbox.put([(future, error) for future in futures])
 
     def close(self) -> None:
         """End the call's thread once it has run what it was given."""
@@ -365,15 +371,18 @@ class Call:
         self._inbox.put(None)
 
     def _run(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            future, outcome = item
-            if self.closed:
-                continue
-            try:
-                future.settle(outcome)
-            except Exception:
-                # joblib's callback raises only where its Parallel is gone; there is nobody to tell.
-                logger.exception("the callback of chunk %d of call %s failed", future.chunk, self.id)
+        while (found := self._inbox.get()) is not None:
+            found.reverse()
+            while found:  # each is let go of at once: what joblib keeps of it is all that is kept
+                future, outcome = found.pop()
+                if self.closed:
+                    continue
+                try:
+                    future.settle(outcome)
+                except Exception:
+                    # joblib's callback raises only where its Parallel is gone; there is nobody to tell.
+                    logger.exception("the callback of chunk %d of call %s failed", future.chunk, self.id)
+                del future, outcome
 
 
 @dataclass(eq=False)

@@ -248,16 +248,24 @@ class Monitor:
         entry = self._session.work.under_way.get(task_of(item.name))
         if entry is None:
             return
+        found: list[tuple[int, Outcome | BaseException]] = []
         try:
-            self._reader.read(item, lambda record, place: self._take(entry, record, place))
+            try:
+                self._reader.read(item, lambda record, place: self._take(entry, record, place, found))
+            finally:  # those before it are as they should be
+                entry.call.deliver_all(found)
         except IntegrityError as exc:
             entry.call.fail(exc)
             self._session.work.finish(entry)
 
-    def _take(self, entry: UnderWay, record: Record, place: Place) -> None:
+    def _take(
+        self, entry: UnderWay, record: Record, place: Place, found: list[tuple[int, Outcome | BaseException]]
+    ) -> None:
         session, head, call = self._session, record.head, entry.call
         work = session.work
         if "end" in head:
+            call.deliver_all(found)
+            found.clear()
             self._end(entry, head["end"])
             return
         chunk = head["chunk"]
@@ -268,7 +276,7 @@ class Monitor:
             entry.remaining.discard(chunk)
         if "seconds" in head:
             work.observe(entry, head["calls"], head["seconds"])
-        call.deliver(chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results))
+        found.append((chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results)))
 
     def _end(self, entry: UnderWay, end: dict[str, Any]) -> None:
         session = self._session

@@ -19,12 +19,14 @@ import concurrent.futures
 import contextlib
 import heapq
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .codec import Landing, Layout, decode_outcome, group_size
+from .ending import ending
 from .errors import IntegrityError, JoblibAzureError, ServiceError
 from .retries import SERVICE_SECONDS
 
@@ -246,7 +248,8 @@ class Window:
     def drop(self, parts: Sequence[Part | tuple[int, int]]) -> None:
         """Take note that nobody will consume these; on any thread, whatever lock that holds."""
         self._dropped.extend(parts)
-        if not self._sweeping:
+        # At its end the interpreter starts no thread any more, and would wait for one for ever.
+        if not self._sweeping and not ending() and not sys.is_finalizing():
             self._sweeping = True  # two threads at once do no harm
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 threading.Thread(target=self._pump, name="joblib_azure-drop", daemon=True).start()

@@ -41,7 +41,7 @@ _LONG = 0.03
 #: large pool would else be as many requests as it has bundles.
 _GROWTH = 0.1
 #: And where every slot has a task already, in any case: then more go in one request.
-_CALM = 0.5
+_CALM = 2.0
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 

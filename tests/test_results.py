@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -190,3 +192,20 @@ def test_after_its_end_it_says_what_to_do(shelf: Shelf, window: Window) -> None:
     window.close("the cluster was closed")
     with pytest.raises(JoblibAzureError, match="consume a generator before that"):
         list(found[5])
+
+
+def test_results_that_nobody_consumed_hold_up_no_interpreter() -> None:
+    """A program may end with some in its hands; they are collected when no thread can be started any more."""
+    program = (
+        "import atexit\n"
+        "from joblib_azure.codec import encode_outcome\n"
+        "from joblib_azure.results import Window\n"
+        "window = Window(None)\n"
+        "body = encode_outcome([1], each=True)\n"
+        "results = [window.record(body, bytes, order=(0, n)) for n in range(100)]\n"
+        "large = [window.payload('b', [[[8]]], ['x'], order=(0, n), bounded=True) for n in range(5)]\n"
+        "results[0] = None\n"
+        "atexit.register(results.pop)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,7 +2,7 @@
 
 ::
 
-    bundle = record(manifest) · record(function) · … · record(chunk) · … · record(small buffer) · …
+    bundle = record(manifest) · record(function) · … · record(chunk) · record(chunks) · … · record(small buffer) · …
 
 Plain functions, and the backend of nested calls, are pickled once a Parallel call, apart from the arguments: a chunk
 names them by number. Other
@@ -13,6 +13,7 @@ several chunks have it: a part is a content-addressed buffer as any other, so th
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import sys
 import types
@@ -30,6 +31,8 @@ MAX_NUMBERED_FUNCTIONS = 1000
 #: Bytes in band from which on a pickle is looked through for parts; a part has at least a quarter of it. A request
 #: to storage costs as much as a copy of that.
 LARGE_PICKLE = 256 << 10
+#: Bytes below which chunks that need nothing beside them are sealed together.
+TINY = 4 << 10
 #: Up to this size buffers travel within the bundle, as long as they are not more than that together: a request for each
 #: would cost more.
 INLINE, MOST_INLINE = 64 << 10, 16 << 20
@@ -268,9 +271,15 @@ def write_bundle(
             bodies.append(({"function": number, "buffers": [], "parts": [described(function)]}, b""))
         else:
             bodies.append(({"function": number, "buffers": names(function.buffers), "parts": []}, function.data))
-    for chunk_id, chunk in chunks:
-        head = {"chunk": chunk_id, "functions": chunk.functions, "buffers": names(chunk.buffers)}
-        bodies.append(({**head, "parts": [described(part) for part in chunk.parts]}, chunk.data))
+    for tiny, some in itertools.groupby(chunks, lambda chunk: _is_tiny(chunk[1])):
+        if tiny:  # one code for all of them
+            together = list(some)
+            listed = [[number, len(chunk.data), chunk.functions] for number, chunk in together]
+            bodies.append(({"chunks": listed}, b"".join(chunk.data for _, chunk in together)))
+            continue
+        for chunk_id, chunk in some:
+            head = {"chunk": chunk_id, "functions": chunk.functions, "buffers": names(chunk.buffers)}
+            bodies.append(({**head, "parts": [described(part) for part in chunk.parts]}, chunk.data))
     small = _small(buffers, {buffer.digest for buffer in overlay})
     large = {name: buffer for name, buffer in buffers.items() if name not in small}
     head = {
@@ -295,6 +304,11 @@ def write_bundle(
     return b"".join(records), large
 
 
+def _is_tiny(chunk: EncodedChunk) -> bool:
+    """Whether to seal it would cost more than to pickle it did."""
+    return len(chunk.data) < TINY and not chunk.buffers and not chunk.parts
+
+
 def _small(buffers: dict[str, Buffer], without: set[str]) -> dict[str, Buffer]:
     """Return the buffers that travel within their bundle."""
     room, found = MOST_INLINE, {}
@@ -315,6 +329,17 @@ class ReadBundle(NamedTuple):
     buffers: dict[str, Record]
 
 
+def _chunks(record: Record) -> Iterator[Record]:
+    """Yield the chunks of a record, each as if it had one of its own."""
+    if "chunk" in record.head:
+        yield record
+    at = 0
+    for number, size, functions in record.head.get("chunks", ()):
+        head = {"chunk": number, "functions": functions, "buffers": [], "parts": []}
+        yield Record(head=head, body=record.body[at : at + size], offset=record.offset + at, end=record.end)
+        at += size
+
+
 def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:
     """Authenticate a bundle and return its parts.
 
@@ -330,6 +355,6 @@ def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:
     return ReadBundle(
         manifest.head,
         {r.head["function"]: r for r in rest if "function" in r.head},
-        {r.head["chunk"]: r for r in rest if "chunk" in r.head},
+        {chunk.head["chunk"]: chunk for r in rest for chunk in _chunks(r)},
         {r.head["buffer"]: r for r in rest if "buffer" in r.head},
     )

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
-from azure.core.pipeline import Pipeline
 from azure.storage.blob import BlobServiceClient, UserDelegationKey, generate_blob_sas, generate_container_sas
 
 from ..codec import PIECE
@@ -45,13 +44,12 @@ class AzureBlobs:
         With credentials, as `credentials.connect_blobs` makes it.
     key : str
         The account's key; empty where the client has tokens.
-    pipeline : Pipeline
+    light : LightBlobs
         For what is asked most often, with the client's retries and credentials.
     """
 
-    def __init__(self, client: BlobServiceClient, *, key: str, pipeline: Pipeline[Any, Any]) -> None:
-        self._client = client
-        self._light = LightBlobs(pipeline, client.primary_endpoint, str(client.api_version))
+    def __init__(self, client: BlobServiceClient, *, key: str, light: LightBlobs) -> None:
+        self._client, self._light = client, light
         self._key = key
         self.endpoint: str = client.primary_endpoint
         self._account = str(client.account_name)

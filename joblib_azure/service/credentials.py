@@ -201,7 +201,7 @@ def connect_blobs(
 
     from ..transfer import transport
     from .blob import LARGE_PUT, AzureBlobs
-    from .lightblobs import SharedKeyPolicy
+    from .lightblobs import LightBlobs, SharedKey, SharedKeyPolicy
     from .lighttransport import LightTransport
 
     if connection_string:
@@ -217,6 +217,7 @@ def connect_blobs(
     options = client_options(endpoint, seconds, wanted)
     options["transport"] = transport(**options)
     # A policy belongs to one pipeline; the connections are shared.
+    signs: SharedKey | None = None
     shows: SansIOHTTPPolicy[Any, Any] | BearerTokenCredentialPolicy[Any, Any]
     if credential is not None:
         bearer = LoopbackBearerPolicy if endpoint.startswith("http://") else BearerTokenCredentialPolicy
@@ -224,7 +225,8 @@ def connect_blobs(
         client = BlobServiceClient(endpoint, credential, **LARGE_PUT, **options)
     else:
         _check_key(key, "the storage account's key")
-        shows = SharedKeyPolicy(account, key)
+        signs = SharedKey(account, key)
+        shows = SharedKeyPolicy(signs)
         client = BlobServiceClient(endpoint, AzureNamedKeyCredential(account, key), **LARGE_PUT, **options)
     light = LightTransport(
         connect=options["connection_timeout"],
@@ -233,7 +235,10 @@ def connect_blobs(
         from_environment=options.get("use_env_settings", True),
     )
     pipeline = Pipeline(light, [Patience(seconds, wanted), shows])
-    return AzureBlobs(client, key="" if credential is not None else key, pipeline=pipeline)
+    past = LightBlobs(
+        pipeline, client.primary_endpoint, str(client.api_version), None if signs is None else (light, signs)
+    )
+    return AzureBlobs(client, key="" if credential is not None else key, light=past)
 
 
 def _check_key(key: str, what: str) -> None:

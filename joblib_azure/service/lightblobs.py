@@ -8,24 +8,26 @@ loopback). What it leaves out is the SDK's models, and its policies but for the 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.etree import ElementTree
 
-from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline import Pipeline, PipelineRequest
 from azure.core.pipeline.policies import SansIOHTTPPolicy
-from azure.core.rest import HttpRequest, HttpResponse
+from azure.core.rest import HttpRequest
 
 from .interfaces import BlobItem
+from .lighttransport import LightTransport
 
 #: Blobs in a page: the most that the service gives.
 _PAGE = 5000
@@ -45,8 +47,8 @@ _SIGNED = (
 )
 
 
-class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
-    """Signs requests, each try anew.
+class SharedKey:
+    """What signs requests with a storage account's key.
 
     https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key. The SDK's own policy has no public
     name. A SAS would do as well, but would be in the URL, which urllib3 writes into logs.
@@ -61,23 +63,49 @@ class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
     def __init__(self, account: str, key: str) -> None:
         self._account, self._key = account, base64.b64decode(key)
 
+    def headers(
+        self, method: str, path: str, query: Iterable[tuple[str, str]], headers: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return the headers of the time and the signature.
+
+        Parameters
+        ----------
+        method : str
+        path : str
+            Of the URL, as it is in there.
+        query : iterable of (str, str)
+            Decoded.
+        headers : mapping of str to str
+            All others that begin with ``x-ms-``, and those that are signed.
+        """
+        now = format_datetime(datetime.now(timezone.utc), usegmt=True)
+        ours = sorted([("x-ms-date", now), *((n.lower(), v) for n, v in headers.items() if n.startswith("x-ms-"))])
+        signed = [
+            f"{method}\n",
+            # An empty body has no length there.
+            *(f"{'' if value == '0' else value}\n" for value in (headers.get(name, "") for name in _SIGNED)),
+            *(f"{name}:{value}\n" for name, value in ours),
+            f"/{self._account}{path}",
+            *(f"\n{name}:{value}" for name, value in sorted(query)),
+        ]
+        digest = hmac.digest(self._key, "".join(signed).encode(), hashlib.sha256)
+        return {"x-ms-date": now, "Authorization": f"SharedKey {self._account}:{base64.b64encode(digest).decode()}"}
+
+
+class SharedKeyPolicy(SansIOHTTPPolicy[Any, Any]):
+    """Signs requests, each try anew."""
+
+    def __init__(self, key: SharedKey) -> None:
+        self._key = key
+
     def on_request(self, request: PipelineRequest[Any]) -> None:
         """Write the time and the signature into the headers."""
         asked = request.http_request
-        asked.headers["x-ms-date"] = format_datetime(datetime.now(timezone.utc), usegmt=True)
-        ours = sorted((name.lower(), value) for name, value in asked.headers.items() if name.startswith("x-ms-"))
         parts = urlsplit(asked.url)
-        query = sorted(parse_qsl(parts.query, keep_blank_values=True))
-        signed = [
-            f"{asked.method}\n",
-            # An empty body has no length there.
-            *(f"{'' if value == '0' else value}\n" for value in (asked.headers.get(name, "") for name in _SIGNED)),
-            *(f"{name}:{value}\n" for name, value in ours),
-            f"/{self._account}{parts.path}",
-            *(f"\n{name}:{value}" for name, value in query),
-        ]
-        digest = hmac.digest(self._key, "".join(signed).encode(), hashlib.sha256)
-        asked.headers["Authorization"] = f"SharedKey {self._account}:{base64.b64encode(digest).decode()}"
+        given = {name: value for name, value in asked.headers.items() if name != "x-ms-date"}
+        asked.headers.update(
+            self._key.headers(asked.method, parts.path, parse_qsl(parts.query, keep_blank_values=True), given)
+        )
 
 
 class LightBlobs:
@@ -91,10 +119,20 @@ class LightBlobs:
         URL of the account's blobs.
     version : str
         Of Storage's API.
+    direct : (LightTransport, SharedKey), optional
+        The same transport, and what shows who asks: then a request is made past the pipeline first, which takes a third
+        of the time, and through it only where it has failed.
     """
 
-    def __init__(self, pipeline: Pipeline[Any, Any], endpoint: str, version: str) -> None:
-        self._pipeline, self._endpoint = pipeline, endpoint.rstrip("/")
+    def __init__(
+        self,
+        pipeline: Pipeline[Any, Any],
+        endpoint: str,
+        version: str,
+        direct: tuple[LightTransport, SharedKey] | None = None,
+    ) -> None:
+        self._pipeline, self._endpoint, self._direct = pipeline, endpoint.rstrip("/"), direct
+        self._path = urlsplit(self._endpoint).path
         self._headers = {"Accept": "*/*", "x-ms-version": version}
 
     def close(self) -> None:
@@ -109,7 +147,7 @@ class LightBlobs:
         azure.core.exceptions.AzureError
         """
         headers = {"x-ms-range": f"bytes={offset}-{offset + length - 1}"}
-        return self._ask(f"{container}/{quote(name, safe='/')}", headers).read()
+        return self._ask("GET", f"{container}/{quote(name, safe='/')}", {}, headers)
 
     def put(self, container: str, name: str, data: bytes) -> None:
         """Store a block blob in one request, whatever is there.
@@ -118,8 +156,12 @@ class LightBlobs:
         ------
         azure.core.exceptions.AzureError
         """
-        headers = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
-        self._ask(f"{container}/{quote(name, safe='/')}", headers, data)
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(data)),
+        }
+        self._ask("PUT", f"{container}/{quote(name, safe='/')}", {}, headers, data)
 
     def blobs(self, container: str, prefix: str) -> list[BlobItem]:
         """Return the blobs whose names begin with `prefix`.
@@ -131,22 +173,31 @@ class LightBlobs:
         found: list[BlobItem] = []
         marker: str | None = ""
         while marker is not None:
-            query = f"?restype=container&comp=list&maxresults={_PAGE}&prefix={quote(prefix, safe='')}"
-            query += f"&marker={quote(marker, safe='')}" if marker else ""
-            page = self._ask(f"{container}{query}", {}).read()
+            query = {"restype": "container", "comp": "list", "maxresults": str(_PAGE), "prefix": prefix}
+            page = self._ask("GET", container, {**query, "marker": marker} if marker else query, {})
             items, marker = _quickly(page) or _items(ElementTree.fromstring(page))
             found.extend(items)
         return found
 
-    def _ask(self, what: str, headers: Mapping[str, str], data: bytes | None = None) -> HttpResponse:
-        url, headers = f"{self._endpoint}/{what}", {**self._headers, **headers}
-        if data is None:
-            request = HttpRequest("GET", url, headers=headers)
-        else:
-            request = HttpRequest("PUT", url, headers={**headers, "Content-Length": str(len(data))}, content=data)
-        answer: HttpResponse = self._pipeline.run(request).http_response
+    def _ask(
+        self, method: str, what: str, query: Mapping[str, str], headers: Mapping[str, str], data: bytes | None = None
+    ) -> bytes:
+        path, headers = f"{self._path}/{what}", {**self._headers, **headers}
+        url = f"{self._endpoint}/{what}"
+        if query:
+            url += "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+        if self._direct is not None:
+            transport, key = self._direct
+            signed = {**headers, **key.headers(method, path, query.items(), headers)}
+            with contextlib.suppress(AzureError):  # asked again below, with patience
+                found = transport.ask(method, url, signed, data)
+                if found.status < 400:
+                    return found.data
+        request = HttpRequest(method, url, headers=headers, content=data)
+        answer = self._pipeline.run(request).http_response
         if answer.status_code < 400:
-            return answer
+            read: bytes = answer.read()
+            return read
         kind = ResourceNotFoundError if answer.status_code == 404 else HttpResponseError
         error = kind(response=answer)
         error.error_code = answer.headers.get("x-ms-error-code", "")  # type: ignore[attr-defined]

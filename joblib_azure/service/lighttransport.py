@@ -7,6 +7,7 @@ certificate authorities) holds here too: it is asked once.
 from __future__ import annotations
 
 import json
+import threading
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,6 +78,7 @@ class LightTransport(HttpTransport[HttpRequest, Answer]):
         self._verify, self._from_environment = verify, from_environment
         self._session: requests.Session | None = None
         self._closed = False
+        self._lock = threading.Lock()
         self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
 
     def open(self) -> None:
@@ -110,13 +112,19 @@ class LightTransport(HttpTransport[HttpRequest, Answer]):
         ValueError
             Where it was closed.
         """
-        parts = urlsplit(request.url)
+        return Answer(request, self.ask(request.method, request.url, dict(request.headers), request.content))
+
+    def ask(
+        self, method: str, url: str, headers: dict[str, str], data: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request; it raises as `send` does."""
+        parts = urlsplit(url)
         try:
             found = self._pool(f"{parts.scheme}://{parts.netloc}").urlopen(
-                request.method,
+                method,
                 f"{parts.path}?{parts.query}" if parts.query else parts.path,
-                body=request.content,
-                headers=dict(request.headers),
+                body=data,
+                headers=headers,
                 retries=False,
                 timeout=self._timeout,
             )
@@ -128,15 +136,16 @@ class LightTransport(HttpTransport[HttpRequest, Answer]):
             raise ServiceResponseError(str(exc), error=exc) from exc
         except failures.HTTPError as exc:  # no connection, no certificate, no proxy, closed meanwhile
             raise ServiceRequestError(str(exc), error=exc) from exc
-        answer = Answer(request, found)
         length = found.headers.get("Content-Length")
         if length is not None and int(length) != len(found.data):
             raise IncompleteReadError(f"{len(found.data)} of {length} bytes came")
-        return answer
+        return found
 
     def _pool(self, origin: str) -> urllib3.HTTPConnectionPool:
         pool = self._pools.get(origin)
-        if pool is None:
+        if pool is not None:
+            return pool
+        with self._lock:
             if self._closed:
                 raise ValueError("HTTP transport has already been closed")  # as azure-core's own
             if self._session is None:
