@@ -32,8 +32,12 @@ from joblib_azure.local.host import LocalHost
 SOON = 45.0
 _MARK = "JOBLIB_AZURE_TEST_MARK"
 
+# Signals as a terminal's programs have them: whoever runs the tests in the background, or by nohup, has some ignored.
 PRELUDE = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
 import joblib_azure
