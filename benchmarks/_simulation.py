@@ -38,6 +38,7 @@ from urllib.parse import urlsplit, urlunsplit
 from joblib.parallel import BatchedCalls
 
 from joblib_azure.codec import Payload, ReadBundle, Record, Unpickler, encode_outcome, read_bundle, seal
+from joblib_azure.node.sender import gathering, pause_of
 from joblib_azure.node.traces import remote_text
 
 if TYPE_CHECKING:
@@ -56,9 +57,6 @@ _MOST_RUNS = 5
 _LOOK, _LONGEST_WAIT = 0.1, 120.0
 #: Buffers that are kept.
 _MOST_BUFFERS = 64
-#: The part of a task's age that its outcomes may wait for each other; and the seconds, or the part of a wait that is
-#: longer than usual, for which the first of a pause waits for the next: as a node has them.
-_GROWTH, _GATHER, _GATHER_PART, _SPACING = 0.02, 0.005, 0.05, 0.2
 _VERSION = "2025-01-05"
 
 _storage = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="simulated-storage")
@@ -228,8 +226,8 @@ class _Run:
         begun, last = self._loop.time(), -float("inf")
         while not self._closing or self._queue:
             await self._news.wait()
-            pause = min(spacing[1], max(spacing[0], _GROWTH * (self._loop.time() - begun)))
-            rest = max(last + pause - self._loop.time(), _GATHER, _GATHER_PART * (pause - _SPACING))
+            pause = pause_of(self._loop.time() - begun, spacing)
+            rest = max(last + pause - self._loop.time(), gathering(pause))
             while rest > 0 and not self._closing:
                 self._news.clear()
                 with contextlib.suppress(asyncio.TimeoutError):

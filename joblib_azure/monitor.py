@@ -167,7 +167,7 @@ class Monitor:
     def _pause(self) -> float:
         """Return how long to wait until the next look; with the session's lock held."""
         # Twice while a task's outcomes wait for each other: half of that is what a look adds to it on average.
-        least = max(FIRST_LOOK, self._taken * LOOK_PART, spacing_among(self._streams()) / 2)
+        least = max(FIRST_LOOK, self._taken * LOOK_PART, spacing_among(self._session.work.streams) / 2)
         rest = self._session.work.least_rest()
         if rest > 0.0:
             age = time.monotonic() - self._idle
@@ -177,11 +177,6 @@ class Monitor:
         if rest < 0.0:  # it may have ended since then only
             quiet = min(quiet, -rest)
         return max(least, min(quiet * QUIET_PART, LAST_LOOK))
-
-    def _streams(self) -> int:
-        """Return how many tasks run at once, about."""
-        work = self._session.work
-        return min(work.planner.under_way, self._session.capacity.lanes)
 
     def _wake(self) -> None:
         """Something happened: look again soon."""
@@ -207,7 +202,7 @@ class Monitor:
         if now >= self._task_look:
             ended = self._read_ended()
             longer = min(self._task_pause * TASK_LOOK_GROWTH, LAST_TASK_LOOK)
-            part = max(TASK_PART, min(self._streams() / MANY_TASKS, TASK_PART_OF_MANY))
+            part = max(TASK_PART, min(session.work.streams / MANY_TASKS, TASK_PART_OF_MANY))
             calm = max(FIRST_TASK_LOOK, min(self._task_seconds() * part, CALM_TASK_LOOK))
             self._task_pause = FIRST_TASK_LOOK if ended else calm if progressed else longer
             progressed = progressed or ended

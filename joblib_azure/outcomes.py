@@ -1,7 +1,7 @@
 """Outcomes as they stream into storage, and how far each stream was read.
 
-Each run of a task appends its outcomes to a blob of its own. One listing of a call's blobs tells by their sizes which
-have grown, and only the new bytes of those are read::
+Each run of a task appends its outcomes to a blob of its own. One listing of a call's blobs, or a few of those that
+still matter, tells by their sizes which have grown, and only the new bytes of those are read::
 
     <call>/<task>/<run>            records: one outcome each, the first with where it runs, and an end
     <call>/<task>/<run>.<chunk>    what is too large for a record, which names it

@@ -45,17 +45,16 @@ from .results import Results
 from .storage import kept_until, sweep
 from .submitter import Submitter
 from .takeover import put_sign_of_life, take_over
+from .transfer import STREAMS
 from .work import Work
 
 logger = logging.getLogger(__name__)
 
-#: Threads for uploads, downloads and terminations of one session.
-_STREAMS = 8
 _HASHERS = min(8, os.cpu_count() or 1)
 #: Seconds after which a call asks whether the job is still there before it uses it: one request, not of a loop's.
 _PAUSE = 1.0
 #: Chunks of a generator that nobody has consumed yet, beyond which no further call is dispatched: joblib and this
-#: package hold some 400 bytes for each, beside what the window holds.
+#: package hold some 300 bytes for each, beside what the window holds.
 MOST_UNCONSUMED = 500_000
 #: Seconds that `close` waits for each of its threads; what they wait for has deadlines of its own.
 _JOIN = 5.0
@@ -97,7 +96,7 @@ class Session:
         self.work = Work(self.capacity)
         self.failed = False
         self.counters = Counters(self)
-        self.pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-io")
+        self.pool = concurrent.futures.ThreadPoolExecutor(STREAMS, thread_name_prefix="joblib_azure-io")
         self.buffers = BufferStore(lambda: self.cluster.blobs)
         self.holdings = Holdings(self)
         # Hashing lets go of the interpreter, so that pieces are hashed by as many cores as there are.

@@ -117,7 +117,7 @@ class Submitter:
         more = encoding or self._uploading or (patience >= _CALM and self._session.work.planner.pours(now))
         if more and len(self._ready) < COLLECTION and now < self._ready_since + patience:
             return []
-        ready, self._ready, self._ready_since = self._ready, [], now
+        ready, self._ready = self._ready, []
         return ready
 
     def _rest(self, now: float) -> float | None:
@@ -168,9 +168,8 @@ class Submitter:
         store = session.buffers
         try:
             try:
-                streams = min(work.planner.under_way, session.capacity.lanes)
                 buffers = session.batch_job.put_bundle(
-                    call.bundler, entry.task, encoded, store.__contains__, streams=streams
+                    call.bundler, entry.task, encoded, store.__contains__, streams=work.streams
                 )
                 traces = {chunk: call.traces[chunk] for chunk, _ in encoded if chunk in call.traces}
                 if traces:

@@ -102,6 +102,11 @@ class Work:
             self.planner.open_call(call.id, n_jobs=call.settings.n_jobs, cost=self._costs.get(function))
         return True
 
+    @property
+    def streams(self) -> int:
+        """How many tasks run at once, about."""
+        return min(self.planner.under_way, self._capacity.lanes)
+
     def pour(self, call: Call) -> None:
         """Say that the generator of calls gives many, so that more chunks come in a moment."""
         with self.changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -189,3 +190,35 @@ def test_its_transport_goes_through_the_proxy_of_the_environment(monkeypatch: py
         with pytest.raises(AzureError):
             LightTransport(connect=5, read=5, from_environment=False).send(HttpRequest("GET", "https://127.0.0.1:1/b"))
         assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("first", "asked"), [("503 Busy\r\nRetry-After: 1", 2), ("404 None", 1)])
+def test_a_request_past_the_pipeline_is_its_first_try(first: str, asked: int) -> None:
+    """What the service says to it holds: when to come again, or that there is no sense in that."""
+    times: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for status in (first, "206 Partial Content"):
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connection.recv(4096)
+                times.append(time.monotonic())
+                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok".encode())
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        transport = LightTransport(connect=5, read=5)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/account"
+        key = lightblobs.SharedKey("account", "c3RyYW5nZXI=")
+        pipeline = Pipeline(transport, [Patience(10.0), lightblobs.SharedKeyPolicy(key)])
+        light = LightBlobs(pipeline, url, "2023-11-03", (transport, key))
+        if asked == 1:
+            with pytest.raises(AzureError):
+                light.read("c", "b", 0, 2)
+        else:
+            assert light.read("c", "b", 0, 2) == b"ok"
+            assert times[1] - times[0] >= 1.0
+    assert len(times) == asked

@@ -38,6 +38,16 @@ MOST_QUEUED = 64 << 20
 _STREAMS = 2
 
 
+def pause_of(age: float, spacing: tuple[float, float]) -> float:
+    """Return the seconds between two appends of a task of that age."""
+    return min(spacing[1], max(spacing[0], _GROWTH * age))
+
+
+def gathering(pause: float) -> float:
+    """Return the seconds for which the first outcome of such a pause waits for the next."""
+    return max(_GATHER, _GATHER_PART * (pause - SPACING))
+
+
 class Sender:
     """Seals outcomes and appends them to this run's append blob.
 
@@ -65,7 +75,7 @@ class Sender:
         folder: Path,
         spacing: tuple[float, float] = (SPACING, SPACING),
     ) -> None:
-        self._least, self._most = spacing
+        self._spacing = spacing
         self._begun = time.monotonic()
         self._hurried = False
         self._storage = storage
@@ -156,8 +166,8 @@ class Sender:
             with self._changed:
                 while not self._queue and not self._closing:
                     self._changed.wait()
-                spacing = min(self._most, max(self._least, _GROWTH * (time.monotonic() - self._begun)))
-                last = max(last, time.monotonic() + max(_GATHER, _GATHER_PART * (spacing - SPACING)) - spacing)
+                spacing = pause_of(time.monotonic() - self._begun, self._spacing)
+                last = max(last, time.monotonic() + gathering(spacing) - spacing)
                 while not (self._closing or self._hurried) and self._size < ENOUGH:
                     rest = last + spacing - time.monotonic()
                     if rest <= 0:
