@@ -136,7 +136,8 @@ def base(calls: Callable[[int], Iterator[Any]], count: int, calls_a_chunk: float
     began = time.process_time()
     for _ in Parallel(n_jobs=-1, backend=NoBackend(), return_as="generator")(calls(count)):
         pass
-    own, began = time.process_time() - began, time.process_time()
-    for call in calls(count):
+    own, given = time.process_time() - began, list(calls(count))
+    began = time.process_time()
+    for call in given:
         cloudpickle.dumps(call)
     return {"joblib_cpu": own / count, "cloudpickle_cpu": (time.process_time() - began) / count}

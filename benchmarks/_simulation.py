@@ -37,7 +37,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 from joblib.parallel import BatchedCalls
 
-from joblib_azure.codec import Payload, ReadBundle, Record, Unpickler, encode_outcome, read_bundle, seal
+from joblib_azure.codec import (
+    FAILED,
+    Payload,
+    ReadBundle,
+    Record,
+    Unpickler,
+    encode_outcome,
+    read_bundle,
+    seal_outcomes,
+)
 from joblib_azure.node.sender import gathering, pause_of
 from joblib_azure.node.traces import remote_text
 
@@ -97,7 +106,8 @@ class _Run:
         self._node_workers = int(environment.get("JOBLIB_AZURE_NODE_WORKERS", self._workers))
         self._times = {"begun": time.time()}
         self._position = self._count = 0
-        self._queue: list[bytes] = []
+        self._reported = self._marked = False
+        self._queue: list[tuple[dict[str, Any], bytes]] = []
         self._news = asyncio.Event()
         self._closing = False
         self._name = ""
@@ -210,15 +220,14 @@ class _Run:
 
     def _put_outcome(self, each: Done, began: float, seconds: float) -> None:
         head: dict[str, Any] = {"ok": each.ok, "began": began, "seconds": seconds, "calls": each.calls}
-        if not self._count:
-            head["run"] = self._report()
+        if not self._reported:
+            head["run"], self._reported = self._report(), True
         if not each.ok:
             head["node"] = self._node
         self._put({**head, "chunk": each.chunk}, each.body)
 
     def _put(self, head: dict[str, Any], body: bytes = b"") -> None:
-        self._queue.append(seal(self._key, f"{self._job}/{self._name}#{self._count}", head, body))
-        self._count += 1
+        self._queue.append((head, body))
         self._news.set()
 
     async def _send_all(self, spacing: tuple[float, float]) -> None:
@@ -236,12 +245,21 @@ class _Run:
             self._news.clear()
             queue, self._queue = self._queue, []
             if queue:
-                data = b"".join(queue)
+                records = list(seal_outcomes(self._key, f"{self._job}/{self._name}", self._count, queue))
+                data = b"".join(records)
                 await self._loop.run_in_executor(_storage, self._append, data)
+                self._count += len(records)
                 self._position += len(data)
+                if not self._marked and not all(head.get("ok", True) for head, _ in queue):
+                    self._marked = True
+                    await self._loop.run_in_executor(_storage, self._mark_failed)
                 last = self._loop.time()
             if self._closing:
                 self._news.set()
+
+    def _mark_failed(self) -> None:
+        url = _within(self._environment["JOBLIB_AZURE_OUTPUTS"], f"{self._name}.{FAILED}")
+        blobs.ask("PUT", url, headers={"x-ms-blob-type": "BlockBlob"}, expected=(201,))
 
     def _append(self, data: bytes) -> None:
         headers = {"x-ms-blob-condition-appendpos": str(self._position)}

@@ -33,7 +33,7 @@ from joblib import Parallel, delayed, parallel_config
 from sklearn.ensemble import RandomForestClassifier
 
 from joblib_azure import LocalCluster
-from joblib_azure.codec import unseal_all
+from joblib_azure.codec import outcomes_of, unseal_all
 from joblib_azure.registry import session_for
 
 #: Median of a warm task, and how many times that a cold one with scikit-learn must be.
@@ -110,7 +110,8 @@ class Tasks:
             task = item.name.split("/")[1]
             data = cluster.blobs.read(session.outputs, item.name)
             for record in unseal_all(session.key, f"{session.job}/{item.name}", data):
-                found.setdefault(task, {}).update(record.head.get("end", {}))
+                for outcome in outcomes_of(record):
+                    found.setdefault(task, {}).update(outcome.head.get("end", {}))
         key = AzureNamedKeyCredential(cluster.account_name, cluster.account_key)
         with BatchClient(cluster.batch_endpoint, key) as client:
             for task in client.list_tasks(session.job):

@@ -281,7 +281,7 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
             return self._call.add(func, callback)
         if self._session.history is None:
             future = self._call.add(func, callback)
-            self._session.work.ready(self._call, future.chunk, len(func), describe_function(func))
+            self._session.work.ready(self._call, future.chunk, len(func), self._function(func))
         else:
             future = self._submit_unknown(self._session, self._call, self._session.history, func, callback)
         if self._pump is not None:
@@ -296,12 +296,16 @@ class AzureBackend(ParallelBackendBase):  # type: ignore[misc]
         left = [item for place, item in enumerate(func.items) if place not in known]
         if not left:
             future = call.add(None, callback, known=known)
-            session.deliver_known(call, future.chunk, describe_function(func))
+            session.deliver_known(call, future.chunk, self._function(func))
             return future
         rest = BatchedCalls(left, (func._backend, func._n_jobs), None, func._pickle_cache) if known else func
         future = call.add(rest, callback, known=known, trace=trace)
-        session.work.ready(call, future.chunk, len(left), describe_function(func))
+        session.work.ready(call, future.chunk, len(left), self._function(func))
         return future
+
+    def _function(self, batch: Any) -> str:
+        """Return the name of the call's first function; to find it out costs as much as to dispatch a chunk."""
+        return (self._call and self._call.function) or describe_function(batch)
 
     def _failed_call(self) -> Call:
         """Return a call whose futures all fail with what `start_call` met."""

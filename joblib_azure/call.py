@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,7 +127,7 @@ def _warn(note: str) -> None:
 class ChunkFuture:
     """What `submit` returns for one chunk. Its callback fires exactly once."""
 
-    __slots__ = ("_callback", "_first", "_outcome", "batch", "calls", "chunk", "known")
+    __slots__ = ("_callback", "_first", "_outcome", "batch", "calls", "chunk", "encoded", "known")
 
     def __init__(
         self,
@@ -143,8 +143,10 @@ class ChunkFuture:
         self.known = known
         #: How many calls the chunk has, those among them.
         self.calls = (len(batch) if batch is not None else 0) + len(known or ())
-        #: The calls; kept until the outcome is there, since a bundle may have to be sent again.
+        #: The calls; kept until the outcome is there, since a bundle may have to be sent again, or until they are
+        #: `encoded` for good: that is less to keep, and less for the collector to go through.
         self.batch: Any = batch
+        self.encoded: tuple[Any, ...] | None = None
         self._callback = callback
         self._outcome: Outcome | BaseException | None = None
 
@@ -166,7 +168,7 @@ class ChunkFuture:
                 outcome = exc
         if isinstance(outcome, Outcome):
             outcome.calls = self.numbers  # nobody else has it
-        self._outcome, self.batch = outcome, None
+        self._outcome, self.batch, self.encoded = outcome, None, None
         if self._callback is not None:
             self._callback(self)
 
@@ -292,25 +294,45 @@ class Call:
         encoded = []
         with self._encoding:
             for chunk in chunks:
-                batch = self.batch(chunk)
-                if batch is None:
-                    continue
+                future = self._futures.get(chunk)
                 try:
-                    encoded.append((chunk, self.bundler.chunk(batch, self._beside(chunk))))
+                    found = None if future is None else self._encoded(future)
                 except TaskPicklingError as exc:
                     exc.locate(call=call_numbers(self.numbers([chunk])))
                     self.deliver(chunk, exc)
+                    continue
+                if found is not None:
+                    encoded.append((chunk, found))
         return encoded
 
-    def _beside(self, chunk: int) -> list[Any]:
-        with self._lock:
-            near = (self._futures.get(chunk + step) for step in range(1, _BESIDE + 1))
-            return [future.batch for future in near if future is not None and future.batch is not None]
+    def _encoded(self, future: ChunkFuture) -> EncodedChunk | None:
+        """Return the calls of a chunk as bytes; None where its outcome is there."""
+        known, batch = future.encoded, future.batch
+        if known is not None:
+            return EncodedChunk(*known)
+        if batch is None:
+            return None
+        found = self.bundler.chunk(batch, self._beside(future.chunk))
+        if found.tiny:
+            # A plain tuple of bytes and numbers is nothing to the collector.
+            future.encoded, future.batch = tuple(found), None
+        return found
+
+    def _beside(self, chunk: int) -> Iterator[Any]:
+        for step in range(1, _BESIDE + 1):
+            future = self._futures.get(chunk + step)
+            if future is not None and future.batch is not None:
+                yield future.batch
 
     def order(self, chunk: int) -> tuple[int, ...]:
         """Return where the results of a chunk that has arrived now come, among those of all calls."""
         unordered = self.settings.return_as == "generator_unordered"
         return self.number, next(self._arrived) if unordered else chunk
+
+    def settled(self) -> tuple[int, int]:
+        """Return how many chunks have their outcomes, and the number of the first that has none."""
+        with self._lock:
+            return self._count - len(self._futures), next(iter(self._futures), self._count)
 
     def task_id(self, encoded: Sequence[tuple[int, EncodedChunk]]) -> str:
         """Count an attempt to send these chunks and return the id of its task: the same again for the same content."""
@@ -322,11 +344,6 @@ class Call:
         for chunk, content in encoded:
             digest.update(f"{chunk}:{len(content.data)};".encode() + content.data)
         return f"{self.id}-{first:07d}-{attempt}-{digest.hexdigest()[:8]}"
-
-    def batch(self, chunk: int) -> Any:
-        """Return the calls of a chunk, or None where its outcome is there already."""
-        future = self._futures.get(chunk)
-        return None if future is None else future.batch
 
     def numbers(self, chunks: Iterable[int]) -> Sequence[int]:
         """Return the places of these chunks' calls in the Parallel call, of those that have no outcome yet."""

@@ -74,3 +74,7 @@ class Bundle:
     calls: int  # delayed calls in them
     slots: int  # requiredSlots: 1, or all of a node
     width: int  # how many of the chunks may run at once
+
+    def seconds(self, cost: Cost) -> float:
+        """Return about how long its calls take, once they run."""
+        return cost.seconds * self.calls / self.width

@@ -131,7 +131,8 @@ class Pump:
 
     def poke(self) -> None:
         """Ask again whether more is wanted."""
-        self._poked.set()
+        if not self._poked.is_set():  # joblib says so of each chunk that completes, and to set takes its time
+            self._poked.set()
 
     def stop(self) -> None:
         """End; the thread may still be inside the user's generator and ends when that yields."""

@@ -7,8 +7,6 @@ without having said so. Where nothing happens the looks get rarer.
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -16,13 +14,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .bundler import spacing_among
-from .call import Outcome
 from .cluster.stranded import gone, stranded
-from .codec import Record
 from .ended import REVIEW, EndedTasks
 from .errors import (
     AuthenticationError,
-    IntegrityError,
     NodesUnavailableError,
     ResourceNotFoundError,
     ServiceError,
@@ -30,10 +25,9 @@ from .errors import (
     call_numbers,
     stderr_end,
 )
-from .outcomes import OutcomeReader, Place, task_of
-from .service import BlobItem, TaskEnd
+from .intake import Intake
+from .service import TaskEnd
 from .takeover import HEARTBEAT, put_sign_of_life
-from .transfer import STREAMS, side_by_side
 
 if TYPE_CHECKING:
     from .call import UnderWay
@@ -95,7 +89,7 @@ class Monitor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._reader = OutcomeReader(lambda: session.cluster.blobs, session.outputs, session.key, session.job)
+        self._intake = Intake(session, self._end)
         self._task_pause = FIRST_TASK_LOOK
         self._task_look = 0.0
         self._ended = EndedTasks(lambda: session.cluster.batch, session.job)
@@ -197,7 +191,7 @@ class Monitor:
 
     def _look(self) -> None:
         session, now = self._session, time.monotonic()
-        progressed = self._read_outcomes()
+        progressed = self._intake.look()
         self._taken = time.monotonic() - now
         if now >= self._task_look:
             ended = self._read_ended()
@@ -216,62 +210,6 @@ class Monitor:
                 self._review = now  # to when the oldest task was added
                 self._look_back()
             self._look_at_nodes()
-
-    def _read_outcomes(self) -> bool:
-        """Read what the append blobs have more; True where there was something."""
-        session, work = self._session, self._session.work
-        tasks: dict[str, list[str]] = {}
-        with work.changed:
-            calls = {entry.call.id for entry in work.under_way.values() if entry.remaining}
-            for task, entry in work.under_way.items():
-                tasks.setdefault(entry.call.id, []).append(task)
-        wanted = work.under_way.__contains__
-        grown = [item for call in sorted(calls) for item in self._reader.grown(call, wanted, tasks[call])]
-        if grown:
-            with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
-                # A share for each thread: to hand them over one by one would cost a tenth of the reading.
-                side_by_side(
-                    session.pool, self._read_some, [grown[n::STREAMS] for n in range(min(STREAMS, len(grown)))]
-                )
-        return bool(grown)
-
-    def _read_some(self, items: Sequence[BlobItem]) -> None:
-        for item in items:
-            self._read(item)
-
-    def _read(self, item: BlobItem) -> None:
-        entry = self._session.work.under_way.get(task_of(item.name))
-        if entry is None:
-            return
-        found: list[tuple[int, Outcome | BaseException]] = []
-        try:
-            try:
-                self._reader.read(item, lambda record, place: self._take(entry, record, place, found))
-            finally:  # those before it are as they should be
-                entry.call.deliver_all(found)
-        except IntegrityError as exc:
-            entry.call.fail(exc)
-            self._session.work.finish(entry)
-
-    def _take(
-        self, entry: UnderWay, record: Record, place: Place, found: list[tuple[int, Outcome | BaseException]]
-    ) -> None:
-        session, head, call = self._session, record.head, entry.call
-        work = session.work
-        if "end" in head:
-            call.deliver_all(found)
-            found.clear()
-            self._end(entry, head["end"])
-            return
-        chunk = head["chunk"]
-        bounded = call.settings.return_as != "list"
-        window, order = session.holdings.window, call.order(chunk)
-        results, body = self._reader.results(record, place, window, order=order, bounded=bounded)
-        with work.changed:
-            entry.remaining.discard(chunk)
-        if "seconds" in head:
-            work.observe(entry, head["calls"], head["seconds"])
-        found.append((chunk, Outcome(head=head, body=body, job=session.job, task=entry.task, results=results)))
 
     def _end(self, entry: UnderWay, end: dict[str, Any]) -> None:
         session = self._session
@@ -302,7 +240,7 @@ class Monitor:
         new = [task for task in ended if task.id in waiting]
         if new:
             # Whatever they stored was stored before they ended, so this look is their last.
-            self._read_outcomes()
+            self._intake.look({task.id for task in new})
             lost = [(entry, task) for task in new if (entry := work.under_way.get(task.id)) is not None]
             if any(entry.remaining for entry, _ in lost):
                 session.check_job()
@@ -315,15 +253,16 @@ class Monitor:
         """Return what a call takes, of that which has run longest; 0 where it is not known. With the lock held."""
         work = self._session.work
         entry = next(iter(work.under_way.values()), None)
-        cost = work.planner.cost(entry.call.id) if entry is not None and work.planned(entry.call) else None
+        cost = None if entry is None else work.cost(entry.call)
         return 0.0 if cost is None else cost.seconds
 
     def _task_seconds(self) -> float:
         """Return what a task takes, as the cost of its calls says; 0 where that is not known."""
         work = self._session.work
         with work.changed:
-            bundle = next((entry.bundle for entry in work.under_way.values()), None)
-            return 0.0 if bundle is None else self._call_seconds() * bundle.calls / bundle.width
+            entry = next(iter(work.under_way.values()), None)
+            cost = None if entry is None else work.cost(entry.call)
+            return 0.0 if entry is None or cost is None else entry.bundle.seconds(cost)
 
     def _look_back(self) -> None:
         """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""

@@ -3,18 +3,20 @@
 Each run of a task appends its outcomes to a blob of its own. One listing of a call's blobs, or a few of those that
 still matter, tells by their sizes which have grown, and only the new bytes of those are read::
 
-    <call>/<task>/<run>            records: one outcome each, the first with where it runs, and an end
+    <call>/<task>/<run>            records: an outcome each, or several small ones; the first with where it runs; an end
     <call>/<task>/<run>.<chunk>    what is too large for a record, which names it
+    <call>/<task>/<run>.failed     empty: a call has raised, whoever waits for more of the run should not
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .codec import Record, unseal, unseal_all
+from .codec import FAILED, Record, outcomes_of, unseal, unseal_all
 from .errors import IntegrityError, ResourceNotFoundError
 from .results import Results, Window
 from .service import BlobItem, BlobService
@@ -28,12 +30,13 @@ _WINDOW = 16 << 20
 
 
 class Place(NamedTuple):
-    """Where a record lies: its blob, its offset and size there, and how many come before it."""
+    """Where an outcome lies: blob, offset and size of its record, how many come before that, and before it therein."""
 
     blob: str
     offset: int
     size: int
     number: int
+    part: int = 0
 
 
 @dataclass
@@ -43,6 +46,7 @@ class _Stream:
 
 
 _NOTHING = _Stream()
+_FAILED = f".{FAILED}"
 
 
 def task_of(blob: str) -> str:
@@ -82,6 +86,8 @@ class OutcomeReader:
         self._streams: dict[str, _Stream] = {}
         #: Of calls, how many blobs there were when all were listed.
         self._listed: dict[str, int] = {}
+        #: What the last listing had of runs of which a call has raised.
+        self._failed: set[str] = set()
 
     def grown(self, call: str, wanted: Callable[[str], bool], tasks: Collection[str] | None = None) -> list[BlobItem]:
         """Return the blobs of a call that have more, of those tasks that are wanted.
@@ -107,6 +113,7 @@ class OutcomeReader:
                 self._streams = {name: stream for name, stream in self._streams.items() if wanted(task_of(name))}
         items = [item for prefix in listed for item in self._blobs().blobs(self._container, prefix)]
         self._listed[call] = max(self._listed.get(call, 0), len(items))
+        self._failed = {item.name for item in items if item.name.endswith(_FAILED)}
         return [
             item
             for item in items
@@ -115,13 +122,21 @@ class OutcomeReader:
             and wanted(task_of(item.name))
         ]
 
+    def failed(self, item: BlobItem) -> bool:
+        """Tell whether a call of the run has raised, as the listing that brought the blob said."""
+        return item.name + _FAILED in self._failed
+
+    def unread(self, item: BlobItem) -> int:
+        """Return how many bytes of a blob were not read."""
+        return item.size - self._streams.get(item.name, _NOTHING).position
+
     def read(self, item: BlobItem, take: Callable[[Record, Place], object]) -> None:
-        """Hand over the records of a blob that are new.
+        """Hand over the outcomes of a blob that are new, each as if it had a record of its own.
 
         Raises
         ------
         IntegrityError
-            Where one is forged or damaged; those before it were handed over.
+            Where a record is forged or damaged; those before it were handed over.
         ServiceError
         """
         name = item.name
@@ -133,7 +148,9 @@ class OutcomeReader:
                 data = self._blobs().read(self._container, name, stream.position, length)
                 end = 0
                 for record in unseal_all(self._key, f"{self._job}/{name}", data, stream.records):
-                    take(record, Place(name, stream.position + end, record.end - end, stream.records))
+                    where = name, stream.position + end, record.end - end, stream.records
+                    for part, outcome in enumerate(outcomes_of(record)):
+                        take(outcome, Place(*where, part))
                     stream.records += 1
                     end = record.end
                 if end == 0:
@@ -143,7 +160,7 @@ class OutcomeReader:
             logger.debug("outcomes %s are gone", name)
 
     def read_again(self, place: Place) -> memoryview:
-        """Return the body of a record that was read before.
+        """Return the body of an outcome that was read before.
 
         Raises
         ------
@@ -153,7 +170,7 @@ class OutcomeReader:
         found = unseal(self._key, f"{self._job}/{place.blob}#{place.number}", data)
         if found is None:
             raise IntegrityError(f"{self._container}/{place.blob} has become shorter than it was")
-        return found.body
+        return next(itertools.islice(outcomes_of(found), place.part, None)).body
 
     def results(
         self, record: Record, place: Place, window: Window, *, order: tuple[int, ...], bounded: bool

@@ -39,9 +39,12 @@ _GATHER = 0.005
 _LONG = 0.03
 #: Or this part of the time for which bundles have come one after the other, where that is more: the first wave of a
 #: large pool would else be as many requests as it has bundles.
-_GROWTH = 0.1
+_GROWTH = 0.2
 #: And where every slot has a task already, in any case: then more go in one request.
 _CALM = 2.0
+#: Then it waits, whatever else comes, for this part of what such a task takes, up to so many seconds: the slot has as
+#: long as that until it wants another one.
+_SLACK_PART, _MOST_SLACK = 0.125, 10.0
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -101,21 +104,31 @@ class Submitter:
         return self._session.work.planner.under_way - unsent < self._session.capacity.lanes
 
     def _patience(self, now: float) -> float:
-        """Return for how long what is ready waits for more to add with it; with the session's lock held."""
+        """Return for how long what is ready waits for more that comes; with the session's lock held."""
         if not self._slots_wait():
             return _CALM
         return max(_GATHER, min(_GROWTH * (now - self._wave), _CALM))
 
-    def _take_ready(self, now: float, *, encoding: bool = False) -> list[UnderWay]:
-        """Take what is to be added now: a request's worth, or what has waited long enough, or all where no more comes.
+    def _slack(self) -> float:
+        """Return for how long what is ready may wait whatever comes; with the session's lock held."""
+        if self._slots_wait():
+            return 0.0
+        entry = self._ready[0]
+        cost = self._session.work.cost(entry.call)
+        return 0.0 if cost is None else min(_SLACK_PART * entry.bundle.seconds(cost), _MOST_SLACK)
 
-        With the session's lock held. While bundles are being encoded more comes.
+    def _due(self, now: float, *, encoding: bool = False) -> float:
+        """Return when what is ready is to be added, at the latest; with the session's lock held.
+
+        While bundles are being encoded more comes.
         """
-        if not self._ready:
-            return []
         patience = max(self._patience(now), _LONG if encoding else 0.0)
-        more = encoding or self._uploading or (patience >= _CALM and self._session.work.planner.pours(now))
-        if more and len(self._ready) < COLLECTION and now < self._ready_since + patience:
+        coming = encoding or self._uploading or (patience >= _CALM and self._session.work.planner.pours(now))
+        return self._ready_since + max(self._slack(), patience if coming else 0.0)
+
+    def _take_ready(self, now: float, *, encoding: bool = False) -> list[UnderWay]:
+        """Take what is to be added now: a request's worth, or what has waited long enough; with the lock held."""
+        if not self._ready or (len(self._ready) < COLLECTION and now < self._due(now, encoding=encoding)):
             return []
         ready, self._ready = self._ready, []
         return ready
@@ -126,7 +139,8 @@ class Submitter:
         dues = [due for due in (planner.next_flush(now),) if due is not None]
         if self._ready:
             # Nobody says that chunks pour in no more.
-            dues.append(now + _GATHER if planner.pours(now) else self._ready_since + self._patience(now))
+            soon = self._ready_since + self._slack()
+            dues.append(max(now + _GATHER, soon) if planner.pours(now) else self._due(now))
         return max(0.0, min(dues) - now) if dues else None
 
     def _overdue(self) -> list[UnderWay]:

@@ -4,7 +4,7 @@
 
     begin(call), ready(chunk) ──► planner ── bundles ──► submitter ──► under way ──► finish(), requeue() ─┐
                                      ▲                                                                    │
-                                     └──────────────── observe(): what workers measured ◄── monitor ◄─────┘
+                                     └──────────────── take_in(): what workers measured ◄── monitor ◄─────┘
 
 All of it is under one lock, on which the session's threads sleep until something changes. The cost of a function's
 calls is remembered here from one Parallel call to the next.
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
+from typing import Any
 
 from .call import Call, UnderWay
 from .capacity import Capacity, Cost
@@ -135,16 +136,24 @@ class Work:
         """Tell whether the planner knows the call; with the lock held."""
         return call.id in self.calls and bool(call.function)
 
+    def cost(self, call: Call) -> Cost | None:
+        """Return what the calls of a Parallel take, as far as it is known; with the lock held."""
+        return self.planner.cost(call.id) if self.planned(call) else None
+
     # what the tasks do ----------------------------------------------------------------------------------
 
-    def observe(self, entry: UnderWay, calls: int, seconds: float) -> None:
-        """Take in what a worker measured."""
+    def take_in(self, entry: UnderWay, heads: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Take note that chunks of a task have outcomes, and in what their workers measured."""
         with self.changed:
-            entry.seconds += seconds
+            planned = self.planned(entry.call)
+            for chunk, head in heads:
+                entry.remaining.discard(chunk)
+                if "seconds" in head:
+                    entry.seconds += head["seconds"]
+                    self.heard = True
+                    if planned:
+                        self.planner.observe(entry.call.id, head["calls"], head["seconds"])
             entry.heard = time.monotonic()
-            self.heard = True
-            if self.planned(entry.call):
-                self.planner.observe(entry.call.id, calls, seconds)
 
     def least_rest(self) -> float:
         """Return the seconds for which nobody minds how tasks end, as the cost of calls tells; with the lock held.
@@ -156,7 +165,7 @@ class Work:
             slots -= entry.bundle.slots
             if slots < 0:
                 return inf  # others wait there: a slot is filled without us, and the end of a task is no news
-            cost = self.planner.cost(entry.call.id) if self.planned(entry.call) else None
+            cost = self.cost(entry.call)
             if cost is None or entry.call.settings.watched:
                 return 0.0
             # Of one that was not heard of, which may have waited on the service, all but its first chunk is left.

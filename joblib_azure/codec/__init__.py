@@ -7,6 +7,7 @@ Used on both ends, so that client and node share one definition; no azure, no th
     pickling.py   pickles with their large buffers beside them
     bundles.py    the calls of some chunks
     outcomes.py   what they returned or raised
+    streams.py    the outcomes of a task, as it appends them
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from .content import PIECE, content_name, name_of, spans
 from .outcomes import Landing, Layout, Payload, decode_outcome, encode_outcome, group_size
 from .pickling import PROTOCOL, Buffer, Digests, Packed, Unpickler, pack, unpack
 from .records import KEY_BYTES, Record, new_key, seal, unseal, unseal_all
+from .streams import FAILED, outcomes_of, seal_outcomes
 
 __all__ = [
+    "FAILED",
     "KEY_BYTES",
     "PIECE",
     "PROTOCOL",
@@ -39,9 +42,11 @@ __all__ = [
     "group_size",
     "name_of",
     "new_key",
+    "outcomes_of",
     "pack",
     "read_bundle",
     "seal",
+    "seal_outcomes",
     "spans",
     "unpack",
     "unseal",

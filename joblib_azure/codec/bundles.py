@@ -40,6 +40,8 @@ INLINE, MOST_INLINE = 64 << 10, 16 << 20
 _PARTS = 8
 #: Types that cost pickle nothing; not those derived from them.
 _PLAIN = frozenset({int, float, complex, bool, str, type(None)})
+#: Pickled once a Parallel call.
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type)
 #: What a pickle may share with another without anybody noticing that it became two.
 _CONSTANT = (str, bytes, int, float, complex, tuple, frozenset, type, types.FunctionType, types.BuiltinFunctionType)
 
@@ -55,9 +57,14 @@ class EncodedChunk(NamedTuple):
     """A chunk as bytes: its pickle, its buffers, the numbers of the functions that it calls, and its parts."""
 
     data: bytes
-    buffers: list[Buffer]
-    functions: list[int]
-    parts: list[Part]
+    buffers: Sequence[Buffer]
+    functions: Sequence[int]
+    parts: Sequence[Part]
+
+    @property
+    def tiny(self) -> bool:
+        """Whether to seal it would cost more than to pickle it did, and to keep it less than what it was made of."""
+        return len(self.data) < TINY and not self.buffers and not self.parts
 
 
 class CallEncoder:
@@ -77,6 +84,7 @@ class CallEncoder:
         # Strong references beside the ids: an id is only a name while its object lives.
         self._known: dict[int, tuple[int, Any]] = {}
         self._functions: list[Packed | Part] = []
+        self._uses: dict[Sequence[int], Sequence[int]] = {}
         self._digests = Digests(map)
         #: Arguments that are parts: of the chunk before, and their bytes.
         self._apart: dict[int, Any] = {}
@@ -114,12 +122,10 @@ class CallEncoder:
     def _chunk(self, batch: Any, beside: Iterable[Any]) -> EncodedChunk:
         calls = [(self._reference(func), args, kwargs) for func, args, kwargs in batch.items]
         backend = batch._backend if batch._backend is None else self._number(batch._backend)
-        used = sorted(
-            {reference for reference in (backend, *(call[0] for call in calls)) if isinstance(reference, int)}
-        )
+        used = self._used({backend, *(call[0] for call in calls)})
         whole = (calls, backend, batch._n_jobs)
-        if isinstance(backend, int | None) and all(map(_is_plain, calls)):
-            return EncodedChunk(pickle.dumps(whole, PROTOCOL), [], used, [])  # the same, in a tenth of the time
+        if type(backend) in _PLAIN and all(map(_is_plain, calls)):
+            return EncodedChunk(pickle.dumps(whole, PROTOCOL), (), used, ())  # the same, in a tenth of the time
         own = {id(value): value for value in _arguments(calls)}
         apart = {key: value for key, value in own.items() if self._apart.get(key) is value}
         if not apart:
@@ -138,6 +144,13 @@ class CallEncoder:
         self._apart = apart
         rest, parts = split
         return EncodedChunk(*rest, used, parts)
+
+    def _used(self, references: set[Any]) -> Sequence[int]:
+        """Return the numbers among some references, in order: the same object for the same ones."""
+        numbers = tuple(sorted(reference for reference in references if type(reference) is int))
+        if len(self._uses) >= MAX_NUMBERED_FUNCTIONS:
+            self._uses.clear()
+        return self._uses.setdefault(numbers, numbers)
 
     def _pack(self, obj: Any, **options: Any) -> Packed:
         return pack(obj, self.threshold, self._digests, self.modules, **options)
@@ -177,8 +190,7 @@ class CallEncoder:
 
     def _reference(self, func: Any) -> Any:
         """Return the number of a plain function, or `func` itself where it travels with its call."""
-        plain = isinstance(func, types.FunctionType | types.BuiltinFunctionType | type)
-        return self._number(func) if plain else func
+        return self._number(func) if isinstance(func, _FUNCTIONS) else func
 
     def _number(self, func: Any) -> Any:
         """Return the number of what is pickled once, or `func` itself where there are too many of those."""
@@ -201,7 +213,7 @@ class CallEncoder:
 def _is_plain(call: tuple[Any, Sequence[Any], dict[str, Any]]) -> bool:
     """Whether nothing of a call needs more than pickle's own: numbers and words."""
     func, args, kwargs = call
-    return type(func) is int and all(type(value) in _PLAIN for value in (*args, *kwargs.values()))
+    return type(func) is int and _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values()))
 
 
 def _arguments(calls: Iterable[tuple[Any, Sequence[Any], dict[str, Any]]]) -> Iterator[Any]:
@@ -256,7 +268,7 @@ def write_bundle(
     numbers = sorted({number for _, chunk in chunks for number in chunk.functions})
     buffers = {buffer.digest: buffer for buffer in overlay}
 
-    def names(found: list[Buffer]) -> list[str]:
+    def names(found: Iterable[Buffer]) -> list[str]:
         for buffer in found:
             buffers.setdefault(buffer.digest, buffer)
         return [buffer.digest for buffer in found]
@@ -271,7 +283,7 @@ def write_bundle(
             bodies.append(({"function": number, "buffers": [], "parts": [described(function)]}, b""))
         else:
             bodies.append(({"function": number, "buffers": names(function.buffers), "parts": []}, function.data))
-    for tiny, some in itertools.groupby(chunks, lambda chunk: _is_tiny(chunk[1])):
+    for tiny, some in itertools.groupby(chunks, lambda chunk: chunk[1].tiny):
         if tiny:  # one code for all of them
             together = list(some)
             listed = [[number, len(chunk.data), chunk.functions] for number, chunk in together]
@@ -302,11 +314,6 @@ def write_bundle(
         records.append(seal(key, f"{place}#{len(records)}", {"buffer": name}, data, at=end))
         end += len(records[-1])
     return b"".join(records), large
-
-
-def _is_tiny(chunk: EncodedChunk) -> bool:
-    """Whether to seal it would cost more than to pickle it did."""
-    return len(chunk.data) < TINY and not chunk.buffers and not chunk.parts
 
 
 def _small(buffers: dict[str, Buffer], without: set[str]) -> dict[str, Buffer]:

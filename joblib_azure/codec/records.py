@@ -16,8 +16,7 @@ import json
 import secrets
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import IntegrityError
 
@@ -40,8 +39,7 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):  # several for each outcome of a long run
     """One authenticated record: a JSON head and a body of bytes."""
 
     head: dict[str, Any]

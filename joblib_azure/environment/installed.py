@@ -37,7 +37,7 @@ class Distribution:
         except OSError:
             return ""
 
-    @property
+    @functools.cached_property  # asked for each bundle; what is installed anew is another object
     def source(self) -> dict[str, Any]:
         """What direct_url.json says: where it was installed from, if that was no index.
 
@@ -75,10 +75,10 @@ class Distribution:
 
 def distributions() -> dict[str, Distribution]:
     """Return the distributions on ``sys.path`` by their normalised names; the first one counts, as on import."""
-    return _distributions(_stamps())
+    return _distributions(stamps())
 
 
-def _stamps() -> tuple[tuple[str, int], ...]:
+def stamps() -> tuple[tuple[str, int], ...]:
     """Return the folders of ``sys.path`` and when something was installed in them."""
     stamps = []
     for entry in dict.fromkeys(sys.path):
@@ -117,7 +117,7 @@ def owners(module: str) -> tuple[Distribution, ...]:
     top_level = module.partition(".")[0]
     if top_level in sys.stdlib_module_names:
         return ()
-    found = tuple(_owners(_stamps()).get(top_level, ()))
+    found = tuple(_owners(stamps()).get(top_level, ()))
     # Several share a namespace, as google.* and azure.*: the longest name that one of them has decides.
     parts = module.split(".")
     while len(found) > 1 and parts:

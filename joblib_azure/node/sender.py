@@ -12,13 +12,14 @@ other, so that a thousand short calls are a few requests and not a thousand. A l
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import mmap
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from ..codec import group_size, seal
+from ..codec import group_size, seal_outcomes
 from .journal import Outcome
 from .storage import TaskStorage
 
@@ -84,6 +85,7 @@ class Sender:
         self._name = name
         self._place = f"{job}/{name}"
         self._count = 0
+        self._marked = False  # as one in which a call has raised
         self._queue: list[tuple[dict[str, Any], bytes]] = []
         self._size = 0
         self._closing = False
@@ -190,11 +192,15 @@ class Sender:
 
     def _send(self, taken: list[tuple[dict[str, Any], bytes]]) -> None:
         records: list[bytes] = []
-        for head, body in taken:
-            records.append(seal(self._key, f"{self._place}#{self._count}", head, body))
+        for record in seal_outcomes(self._key, self._place, self._count, taken):
+            records.append(record)
             self._count += 1
             if sum(map(len, records)) >= MOST:
                 self._storage.append(b"".join(records))
                 records = []
         if records:
             self._storage.append(b"".join(records))
+        if not self._marked and not all(head.get("ok", True) for head, _ in taken):
+            self._marked = True
+            with contextlib.suppress(Exception):  # without it, the client reads of the error later
+                self._storage.mark_failed()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..codec import FAILED
 from ..retries import SERVICE_SECONDS, request_timeout
 from ..transfer import Transfers, transport
 
@@ -136,6 +137,12 @@ class TaskStorage:
             if exc.status_code != 412 or not _has(self._appended, self._position + len(data)):
                 raise
         self._position += len(data)
+
+    def mark_failed(self) -> None:
+        """Have the client read this run's outcomes as soon as it sees them: a call has raised."""
+        if self._appended is None:
+            raise RuntimeError("open_outcomes() comes before mark_failed()")
+        self._outputs.upload_blob(f"{self._appended.blob_name}.{FAILED}", b"", overwrite=True)
 
     def put_payload(self, name: str, data: memoryview, groups: list[int]) -> list[str]:
         """Store a large outcome as a blob of its own, in blocks side by side; return its groups' content names."""
