@@ -119,6 +119,10 @@ class Bundler:
         """Encode one chunk, as `codec.CallEncoder.chunk` does; one at a time."""
         return self._encoder.chunk(batch, beside)
 
+    def plain(self, batch: Any) -> EncodedChunk | None:
+        """Encode a chunk of numbers and words, as `codec.CallEncoder.plain` does."""
+        return self._encoder.plain(batch)
+
     def forget(self) -> None:
         """Something has changed since it was encoded: believe no name any more."""
         self._encoder.forget()

@@ -159,6 +159,12 @@ class ChunkFuture:
         numbers = range(self._first, self._first + self.calls)
         return [number for place, number in enumerate(numbers) if place not in self.known] if self.known else numbers
 
+    def keep(self, encoded: EncodedChunk) -> None:
+        """Keep the calls as bytes from here on, where that is less than what they were made of."""
+        if encoded.tiny:
+            # A plain tuple of bytes and numbers is nothing to the collector.
+            self.encoded, self.batch = tuple(encoded), None
+
     def settle(self, outcome: Outcome | BaseException) -> None:
         """Take the outcome and run the callback; on the call's own thread."""
         if isinstance(outcome, Outcome):
@@ -268,8 +274,12 @@ class Call:
         trace : sequence, default ()
             What to write down of the calls that are to run, where another run may want their results.
         """
+        # What is little and plain is pickled here, so that nothing of it lives until its bundle is encoded.
+        plain = None if batch is None else self.bundler.plain(batch)
         with self._lock:
             future = ChunkFuture(self._count, batch, callback, known, self.added)
+            if plain is not None:
+                future.keep(plain)
             if trace:
                 self.traces[future.chunk] = trace
             self._count += 1
@@ -313,9 +323,7 @@ class Call:
         if batch is None:
             return None
         found = self.bundler.chunk(batch, self._beside(future.chunk))
-        if found.tiny:
-            # A plain tuple of bytes and numbers is nothing to the collector.
-            future.encoded, future.batch = tuple(found), None
+        future.keep(found)
         return found
 
     def _beside(self, chunk: int) -> Iterator[Any]:

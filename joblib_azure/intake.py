@@ -65,7 +65,7 @@ class Intake:
         self._bytes, self._outcomes = Counter[str](), Counter[str]()
 
     def look(self, whole: Collection[str] = ()) -> bool:
-        """Read what the streams have more, as far as it is time; True where there was something.
+        """Read what the streams have more, as far as it is time; True where there was something, or still is.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class Intake:
             with contextlib.suppress(concurrent.futures.CancelledError):  # the session was closed
                 # A share for each thread: to hand them over one by one would cost a tenth of the reading.
                 side_by_side(session.pool, self._read_some, [due[n::STREAMS] for n in range(min(STREAMS, len(due)))])
-        return bool(due) or not self._waiting.keys() <= before.keys()
+        return bool(due or self._waiting)
 
     # what is read now -----------------------------------------------------------------------------------
 

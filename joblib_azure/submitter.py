@@ -44,7 +44,7 @@ _GROWTH = 0.2
 _CALM = 2.0
 #: Then it waits, whatever else comes, for this part of what such a task takes, up to so many seconds: the slot has as
 #: long as that until it wants another one.
-_SLACK_PART, _MOST_SLACK = 0.125, 10.0
+_SLACK_PART, _MOST_SLACK = 0.2, 10.0
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -194,7 +194,9 @@ class Submitter:
             with work.changed:
                 self._ready_since = self._ready_since if self._ready else time.monotonic()
                 self._ready.append(entry)
-                work.changed.notify_all()
+                # In between nothing changes for whoever adds: to wake it costs as much as to store the bundle.
+                if not (1 < len(self._ready) < COLLECTION and self._uploading) or self._slots_wait():
+                    work.changed.notify_all()
             self._add(self._overdue())
             if any(name not in store for name in buffers):
                 store.store(buffers.values(), lambda: self._is_wanted(call))

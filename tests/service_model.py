@@ -19,7 +19,7 @@ from joblib.parallel import BatchedCalls
 
 from joblib_azure.cluster import Cluster
 from joblib_azure.cluster.connections import Connections
-from joblib_azure.codec import content_name, encode_outcome, read_bundle, seal, unpack
+from joblib_azure.codec import content_name, encode_outcome, read_bundle, seal_outcomes, unpack
 from joblib_azure.config import AccountConfig, ClusterConfig
 from joblib_azure.errors import ResourceNotFoundError, ServiceUnreachableError
 from joblib_azure.service import (
@@ -308,6 +308,7 @@ class Batch:
     def say(self, task: Task, run: Run, outcomes: int) -> None:
         """A run computes further calls and stores their outcomes; also one that the service has given up."""
         with self.lock:
+            said: list[tuple[dict[str, Any], bytes]] = []
             for number, pickle in run.chunks[run.said : run.said + outcomes]:
                 items, backend, n_jobs = unpack(pickle)
                 items = [(run.functions.get(f, f) if isinstance(f, int) else f, a, k) for f, a, k in items]
@@ -317,8 +318,9 @@ class Batch:
                 except Exception as exc:
                     value, head = (exc, "on the model"), {"ok": False}
                 head |= {"chunk": number, "seconds": 0.5 * len(items), "calls": len(items)}
-                self._append(task, run, head, encode_outcome(value, each=head["ok"]))
+                said.append((head, bytes(encode_outcome(value, each=head["ok"]))))  # type: ignore[arg-type]
                 run.said += 1
+            self._append(task, run, said)
 
     def finish(self, task: Task) -> None:
         """A task does what is left and ends well."""
@@ -327,7 +329,7 @@ class Batch:
                 return
             run = task.runs[-1]
             self.say(task, run, len(run.chunks))
-            self._append(task, run, {"end": {"node": "node-0", "begun": 0.0, "ended": 1.0}}, b"")
+            self._append(task, run, [({"end": {"node": "node-0", "begun": 0.0, "ended": 1.0}}, b"")])
             self._complete(task, 0, None)
 
     def lose(self, task: Task) -> None:
@@ -342,15 +344,15 @@ class Batch:
             if task.state == "running":
                 task.state, task.requeues = "active", task.requeues + 1
 
-    def _append(self, task: Task, run: Run, head: dict[str, Any], body: Any) -> None:
+    def _append(self, task: Task, run: Run, outcomes: list[tuple[dict[str, Any], bytes]]) -> None:
         job = self.jobs_found.get(task.job)
         if job is None or run.ended:
             return
         key = base64.b64decode(job.environment["JOBLIB_AZURE_KEY"])
-        record = seal(key, f"{task.job}/{run.blob}#{run.records}", head, bytes(body))
-        run.records += 1
-        run.ended = "end" in head
-        self._blobs.append(f"{task.job}-out", run.blob, record)
+        records = list(seal_outcomes(key, f"{task.job}/{run.blob}", run.records, outcomes))
+        run.records += len(records)
+        run.ended = any("end" in head for head, _ in outcomes)
+        self._blobs.append(f"{task.job}-out", run.blob, b"".join(records))
 
     def _complete(self, task: Task, code: int, failure: str | None) -> None:
         task.state = "completed"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from service_model import Blobs
 
 from joblib_azure import outcomes
-from joblib_azure.codec import Record, new_key, seal
+from joblib_azure.codec import FAILED, Record, new_key, seal, seal_outcomes
+from joblib_azure.codec.streams import MOST_SHARING, MOST_TOGETHER, SMALL
 from joblib_azure.jobs.names import task_id, tasks_between
-from joblib_azure.outcomes import OutcomeReader, Place, stems
+from joblib_azure.outcomes import OutcomeReader, Place, stems, task_of
 from joblib_azure.tally import Tally
 
 KEY = new_key()
@@ -116,6 +120,46 @@ def test_it_forgets_what_has_ended(blobs: Listed, reader: OutcomeReader) -> None
         taken(reader, {task(number) for number in range(start, start + 3000)})
     taken(reader, {task(11_999)})
     assert len(reader._streams) <= 3000
+
+
+@given(st.lists(st.integers(0, 9000), max_size=12), st.integers(0, 3))
+def test_outcomes_come_as_they_were_sent_and_each_can_be_read_again(sizes: list[int], before: int) -> None:
+    blobs, name = Listed(), f"c1/{task(0)}/000"
+    blobs.create_container("out")
+    sent = [({"chunk": number, "ok": number % 3 > 0}, bytes([number]) * size) for number, size in enumerate(sizes)]
+    first = [({"chunk": 100 + number}, b"") for number in range(before)]
+    records = [seal(KEY, f"job/{name}#{number}", *each) for number, each in enumerate(first)]
+    records += seal_outcomes(KEY, f"job/{name}", len(first), sent)
+    blobs.append("out", name, b"".join(records))
+    reader = OutcomeReader(lambda: blobs, "out", KEY, "job")
+    found: list[tuple[dict[str, Any], bytes]] = []
+    places: list[Place] = []
+
+    def take(record: Record, place: Place) -> None:
+        found.append((record.head, bytes(record.body)))
+        places.append(place)
+
+    for item in reader.grown("c1", lambda name: True):
+        reader.read(item, take)
+    assert found == first + sent
+    assert [bytes(reader.read_again(place)) for place in places] == [body for _, body in found]
+
+
+def test_small_outcomes_share_records_of_a_bounded_size() -> None:
+    small: list[tuple[dict[str, Any], bytes]] = [({"chunk": number}, b"x" * 100) for number in range(1000)]
+    assert len(list(seal_outcomes(KEY, "p", 0, small))) == -(-1000 // MOST_SHARING)
+    records = list(seal_outcomes(KEY, "p", 0, [({}, b"x" * (SMALL - 1))] * 100))
+    assert 1 < len(records) < 10
+    assert all(len(record) < MOST_TOGETHER + 8000 for record in records)
+    assert len(list(seal_outcomes(KEY, "p", 0, [({}, b"x" * SMALL)] * 5))) == 5
+
+
+def test_a_call_that_has_raised_is_seen_in_the_listing(blobs: Listed, reader: OutcomeReader) -> None:
+    say(blobs, 1)
+    say(blobs, 2)
+    blobs.put("out", f"c1/{task(2)}/000.{FAILED}", b"")
+    items = reader.grown("c1", lambda name: True)
+    assert [(task_of(item.name), reader.failed(item)) for item in items] == [(task(1), False), (task(2), True)]
 
 
 def test_a_tally_counts_each_number_to_a_byte() -> None:

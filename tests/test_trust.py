@@ -41,15 +41,19 @@ from joblib_azure.codec import (
     content_name,
     encode_outcome,
     new_key,
+    outcomes_of,
     read_bundle,
     seal,
+    unseal_all,
     write_bundle,
 )
 from joblib_azure.codec.records import MAGIC
 from joblib_azure.errors import IntegrityError
 from joblib_azure.node.cache import Cache
 from joblib_azure.node.inputs import Inputs
+from joblib_azure.node.journal import Outcome as NodeOutcome
 from joblib_azure.node.nested import NestedBackend
+from joblib_azure.node.sender import Sender
 from joblib_azure.node.storage import TaskStorage
 from joblib_azure.registry import session_for
 from joblib_azure.service.blob import AzureBlobs
@@ -674,6 +678,22 @@ def test_a_task_can_do_its_work(
     assert outputs.download_blob(name).readall() == b"onetwo"
     for blob in (name, f"{name}.0"):
         outputs.delete_blob(blob)
+    # What it has to say goes out by a sender; it marks its blob once a call has raised.
+    speaking = storage.renewed("mine")
+    name, _ = speaking.open_outcomes("call")
+    sender, mark = Sender(speaking, session.key, session.job, name, tmp_path), outputs.get_blob_client(f"{name}.failed")
+    sender.put(NodeOutcome(0, {"ok": True}, b"one"))
+    sender.flush(20)
+    assert not mark.exists()
+    sender.put(NodeOutcome(1, {"ok": False}, b"two"))
+    sender.close({"node": "here"})
+    assert mark.exists()
+    records = [
+        each
+        for r in unseal_all(session.key, f"{session.job}/{name}", outputs.download_blob(name).readall())
+        for each in outcomes_of(r)
+    ]
+    assert [bytes(each.body) for each in records] == [b"one", b"two", b""]
 
 
 @pytest.mark.parametrize("what", ALL)

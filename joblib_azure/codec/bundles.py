@@ -119,13 +119,33 @@ class CallEncoder:
                 "the call needs as picklable arguments, or open it inside the call"
             ) from exc
 
+    def plain(self, batch: Any) -> EncodedChunk | None:
+        """Encode a chunk of numbers and words for functions that were pickled already; None for any other.
+
+        In a tenth of the time, on any thread, and also while another one encodes.
+        """
+        known, backend = self._known, batch._backend
+        if backend is not None:
+            if id(backend) not in known:
+                return None
+            backend = known[id(backend)][0]
+        calls, used = [], {backend}
+        for func, args, kwargs in batch.items:
+            found = known.get(id(func))
+            if found is None or not (_are_plain(args) and _are_plain(kwargs.values())):
+                return None
+            calls.append((found[0], args, kwargs))
+            used.add(found[0])
+        return EncodedChunk(pickle.dumps((calls, backend, batch._n_jobs), PROTOCOL), (), self._used(used), ())
+
     def _chunk(self, batch: Any, beside: Iterable[Any]) -> EncodedChunk:
         calls = [(self._reference(func), args, kwargs) for func, args, kwargs in batch.items]
         backend = batch._backend if batch._backend is None else self._number(batch._backend)
+        plain = self.plain(batch)
+        if plain is not None:
+            return plain
         used = self._used({backend, *(call[0] for call in calls)})
         whole = (calls, backend, batch._n_jobs)
-        if type(backend) in _PLAIN and all(map(_is_plain, calls)):
-            return EncodedChunk(pickle.dumps(whole, PROTOCOL), (), used, ())  # the same, in a tenth of the time
         own = {id(value): value for value in _arguments(calls)}
         apart = {key: value for key, value in own.items() if self._apart.get(key) is value}
         if not apart:
@@ -210,10 +230,9 @@ class CallEncoder:
         return self._functions[number]
 
 
-def _is_plain(call: tuple[Any, Sequence[Any], dict[str, Any]]) -> bool:
-    """Whether nothing of a call needs more than pickle's own: numbers and words."""
-    func, args, kwargs = call
-    return type(func) is int and _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values()))
+def _are_plain(values: Iterable[Any]) -> bool:
+    """Whether nothing of some arguments needs more than pickle's own: numbers and words."""
+    return _PLAIN.issuperset(map(type, values))
 
 
 def _arguments(calls: Iterable[tuple[Any, Sequence[Any], dict[str, Any]]]) -> Iterator[Any]:
