@@ -133,7 +133,7 @@ class Intake:
         """Return the number below which the consumer of a call takes its chunks until the next look, as it seems."""
         if call.settings.return_as == "list":
             return 0
-        left = self._session.holdings.window.left_of(call.number)
+        left = self._session.holdings.window.chunks_left_of(call.number)
         settled, first = call.settled()
         taken = settled - left
         before, self._consumed[call.id] = self._consumed.get(call.id, (0, 0)), (settled, taken)

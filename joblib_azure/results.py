@@ -54,12 +54,16 @@ class Part:
         Bytes of memory that it takes while it is there.
     load : callable
         Fetches and authenticates it, and returns an iterator over its results.
+    last : bool, default True
+        Whether it is the last one of its chunk.
     """
 
-    __slots__ = ("ahead", "future", "gone", "load", "place", "size")
+    __slots__ = ("ahead", "future", "gone", "last", "load", "place", "size")
 
-    def __init__(self, place: tuple[int, ...], size: int, load: Callable[[], Iterator[Any]]) -> None:
-        self.place, self.size, self.load = place, size, load
+    def __init__(
+        self, place: tuple[int, ...], size: int, load: Callable[[], Iterator[Any]], *, last: bool = True
+    ) -> None:
+        self.place, self.size, self.load, self.last = place, size, load, last
         self.future: concurrent.futures.Future[Iterator[Any]] | None = None
         self.ahead = False  #: whether it counts against the budget
         self.gone = False
@@ -159,6 +163,8 @@ class Window:
         self._sweeping = False
         #: Parts that were neither consumed nor dropped, by the number of their call.
         self._left: collections.Counter[int] = collections.Counter()
+        #: Those of them that are not the last of their chunk.
+        self._inner: collections.Counter[int] = collections.Counter()
         self._when_empty: Callable[[], Any] | None = None
         self._closed = ""
 
@@ -179,6 +185,11 @@ class Window:
     def left_of(self, call: int) -> int:
         """Return how many those are of one Parallel call, by its number."""
         return self._left[call]
+
+    def chunks_left_of(self, call: int) -> int:
+        """Return of how many chunks of one Parallel call something is left."""
+        with self._lock:
+            return self._left[call] - self._inner[call]
 
     # what arrives ---------------------------------------------------------------------------------------
 
@@ -209,7 +220,7 @@ class Window:
         offset, left = 0, [len(layouts)]
         for number, (layout, name) in enumerate(zip(layouts, names, strict=True)):
             load = self._loader(blob, offset, layout, name, left)
-            parts.append(Part((*order, number), group_size(layout), load))
+            parts.append(Part((*order, number), group_size(layout), load, last=number == len(layouts) - 1))
             offset += parts[-1].size
         return self._add(parts, bounded=bounded)
 
@@ -238,6 +249,7 @@ class Window:
         with self._lock:
             for part in parts:
                 self._left[part.place[0]] += 1
+                self._inner[part.place[0]] += not part.last
                 if bounded:
                     heapq.heappush(self._waiting, part)
                 else:
@@ -320,6 +332,7 @@ class Window:
         if part.gone:
             return
         part.gone = True
+        self._inner[part.place[0]] -= not part.last
         self._consumed(part.place[0])
         if part.ahead:
             self._held -= part.size
@@ -334,7 +347,7 @@ class Window:
     def _consumed(self, call: int) -> None:
         self._left[call] -= 1
         if not self._left[call]:
-            del self._left[call]
+            del self._left[call], self._inner[call]
 
     def give_back(self, call: int, size: int) -> None:
         """A small result was consumed."""

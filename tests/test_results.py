@@ -99,6 +99,18 @@ def test_a_list_is_fetched_without_a_budget(shelf: Shelf, window: Window) -> Non
     assert [list(each) for each in found] == [[value(n)] for n in range(8)]
 
 
+def test_a_chunk_in_several_parts_is_left_until_its_last_is_taken(shelf: Shelf, window: Window) -> None:
+    found = [shelf.put(window, str(n), [value(n, 5 * MB) for n in range(3)], 0) for n in range(2)]
+    assert (window.left_of(0), window.chunks_left_of(0)) == (6, 2)
+    first = iter(found[0])
+    next(first)
+    assert (window.left_of(0), window.chunks_left_of(0)) == (5, 2)
+    assert len(list(first)) == 2
+    assert (window.left_of(0), window.chunks_left_of(0)) == (3, 1)
+    assert len(list(found[1])) == 3
+    assert (window.left_of(0), window.chunks_left_of(0)) == (0, 0)
+
+
 def test_one_that_is_larger_than_the_budget_comes_too(shelf: Shelf, window: Window) -> None:
     found = [shelf.put(window, str(n), [value(n, 12 * MB)], n) for n in range(3)]
     assert [len(next(iter(each))) for each in found] == [12 * MB] * 3
