@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .poolspec import (
     AutoscaleRun,
@@ -167,7 +167,8 @@ class TaskEnd:
     requeues: int = 0
 
 
-class BlobItem(NamedTuple):  # made by the thousand
+@dataclass(frozen=True, kw_only=True)
+class BlobItem:
     """A blob in a listing."""
 
     name: str
