@@ -161,7 +161,7 @@ class ChunkFuture:
 
     def keep(self, encoded: EncodedChunk) -> None:
         """Keep the calls as bytes from here on, where that is less than what they were made of."""
-        if encoded.tiny:
+        if encoded.is_tiny(self.calls):
             # A plain tuple of bytes and numbers is nothing to the collector.
             self.encoded, self.batch = tuple(encoded), None
 

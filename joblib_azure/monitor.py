@@ -31,6 +31,7 @@ from .takeover import HEARTBEAT, put_sign_of_life
 
 if TYPE_CHECKING:
     from .call import UnderWay
+    from .capacity import Bundle, Cost
     from .session import Session
 
 logger = logging.getLogger(__name__)
@@ -251,18 +252,21 @@ class Monitor:
 
     def _call_seconds(self) -> float:
         """Return what a call takes, of that which has run longest; 0 where it is not known. With the lock held."""
-        work = self._session.work
-        entry = next(iter(work.under_way.values()), None)
-        cost = None if entry is None else work.cost(entry.call)
-        return 0.0 if cost is None else cost.seconds
+        oldest = self._oldest()
+        return 0.0 if oldest is None else oldest[1].seconds
 
     def _task_seconds(self) -> float:
         """Return what a task takes, as the cost of its calls says; 0 where that is not known."""
+        with self._session.work.changed:
+            oldest = self._oldest()
+        return 0.0 if oldest is None else oldest[0].seconds(oldest[1])
+
+    def _oldest(self) -> tuple[Bundle, Cost] | None:
+        """Return the bundle that has run longest and the cost of its calls, where that is known. With the lock held."""
         work = self._session.work
-        with work.changed:
-            entry = next(iter(work.under_way.values()), None)
-            cost = None if entry is None else work.cost(entry.call)
-            return 0.0 if entry is None or cost is None else entry.bundle.seconds(cost)
+        entry = next(iter(work.under_way.values()), None)
+        cost = None if entry is None else work.cost(entry.call)
+        return None if entry is None or cost is None else (entry.bundle, cost)
 
     def _look_back(self) -> None:
         """Let the next listing find ends that appeared in it so late that others had moved its begin past them."""

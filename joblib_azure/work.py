@@ -170,7 +170,7 @@ class Work:
                 return 0.0
             # Of one that was not heard of, which may have waited on the service, all but its first chunk is left.
             chunks = len(entry.remaining) - (not entry.heard)
-            left = cost.seconds * entry.bundle.calls * chunks / (len(entry.bundle.chunks) * entry.bundle.width)
+            left = entry.bundle.seconds(cost) * chunks / len(entry.bundle.chunks)
             least = min(least, left - (now - entry.heard if entry.heard else 0.0))
         return least
 

@@ -188,7 +188,7 @@ def test_a_consumer_who_waits_gets_what_comes_next() -> None:
     read = pool.look()
     assert {number for number, chunk in left.items() if chunk < LANES} <= read
     whole = {number for number, entry in enumerate(pool.entries) if len(entry.bundle.chunks) == 1}
-    assert not {number for number, chunk in left.items() if chunk > 4 * LANES} - whole & read
+    assert not ({number for number, chunk in left.items() if chunk > 4 * LANES} - whole) & read
     # He has those and has not taken one of them since: he has enough.
     pool.say(1, 1)
     assert pool.look() == set()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import ContentChangedError, IntegrityError, TaskPicklingError
 from .content import Map, content_name
 from .pickling import PROTOCOL, Buffer, Digests, Packed, pack
-from .records import Record, seal, unseal_all
+from .records import Record, divided, seal, unseal_all
 
 #: Functions that one Parallel call keeps by number; an endless generator of fresh closures must not grow
 #: the table for ever, so further ones travel inside their chunk.
@@ -61,10 +61,9 @@ class EncodedChunk(NamedTuple):
     functions: Sequence[int]
     parts: Sequence[Part]
 
-    @property
-    def tiny(self) -> bool:
-        """Whether to seal it would cost more than to pickle it did, and to keep it less than what it was made of."""
-        return len(self.data) < TINY and not self.buffers and not self.parts
+    def is_tiny(self, calls: int = 1) -> bool:
+        """Whether it is so little, for so many calls, that to seal it would cost more than to pickle it did."""
+        return len(self.data) < TINY * calls and not self.buffers and not self.parts
 
 
 class CallEncoder:
@@ -302,7 +301,7 @@ def write_bundle(
             bodies.append(({"function": number, "buffers": [], "parts": [described(function)]}, b""))
         else:
             bodies.append(({"function": number, "buffers": names(function.buffers), "parts": []}, function.data))
-    for tiny, some in itertools.groupby(chunks, lambda chunk: chunk[1].tiny):
+    for tiny, some in itertools.groupby(chunks, lambda chunk: chunk[1].is_tiny()):
         if tiny:  # one code for all of them
             together = list(some)
             listed = [[number, len(chunk.data), chunk.functions] for number, chunk in together]
@@ -356,14 +355,14 @@ class ReadBundle(NamedTuple):
 
 
 def _chunks(record: Record) -> Iterator[Record]:
-    """Yield the chunks of a record, each as if it had one of its own."""
+    """Return the chunks of a record, each as if it had one of its own."""
     if "chunk" in record.head:
-        yield record
-    at = 0
-    for number, size, functions in record.head.get("chunks", ()):
-        head = {"chunk": number, "functions": functions, "buffers": [], "parts": []}
-        yield Record(head=head, body=record.body[at : at + size], offset=record.offset + at, end=record.end)
-        at += size
+        return iter((record,))
+    parts = (
+        ({"chunk": number, "functions": functions, "buffers": [], "parts": []}, size)
+        for number, size, functions in record.head.get("chunks", ())
+    )
+    return divided(record, parts)
 
 
 def read_bundle(key: bytes, place: str, data: bytes | memoryview) -> ReadBundle:

@@ -15,7 +15,7 @@ import hmac
 import json
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import IntegrityError
@@ -114,6 +114,14 @@ def unseal(key: bytes, place: str, data: bytes | memoryview, offset: int = 0) ->
             "unpickled. Somebody without the job's key wrote it, or it was moved or damaged"
         )
     return Record(head=_from_json(str(text, "utf-8")), body=body, offset=body_at, end=end)
+
+
+def divided(record: Record, parts: Iterable[tuple[dict[str, Any], int]]) -> Iterator[Record]:
+    """Yield what shares a record, each as if it had one of its own; of each part its head and the size of its body."""
+    at = 0
+    for head, size in parts:
+        yield Record(head, record.body[at : at + size], record.offset + at, record.end)
+        at += size
 
 
 def unseal_all(key: bytes, place: str, data: bytes | memoryview, first: int = 0) -> Iterator[Record]:

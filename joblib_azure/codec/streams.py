@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .records import Record, seal
+from .records import Record, divided, seal
 
 #: Behind the name of a stream's blob and a dot: an empty blob that says that one of its calls has raised.
 FAILED = "failed"
@@ -64,12 +64,6 @@ def _together(outcomes: Iterable[tuple[dict[str, Any], bytes]]) -> Iterator[list
 
 
 def outcomes_of(record: Record) -> Iterator[Record]:
-    """Yield the outcomes of a record, each as if it had one of its own."""
+    """Return the outcomes of a record, each as if it had one of its own."""
     together = record.head.get("outcomes")
-    if together is None:
-        yield record
-        return
-    at = 0
-    for head, size in together:
-        yield Record(head, record.body[at : at + size], record.offset + at, record.end)
-        at += size
+    return iter((record,)) if together is None else divided(record, together)

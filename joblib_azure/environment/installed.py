@@ -80,13 +80,13 @@ def distributions() -> dict[str, Distribution]:
 
 def stamps() -> tuple[tuple[str, int], ...]:
     """Return the folders of ``sys.path`` and when something was installed in them."""
-    stamps = []
+    found = []
     for entry in dict.fromkeys(sys.path):
         try:
-            stamps.append((os.path.abspath(entry), os.stat(entry or ".").st_mtime_ns))
+            found.append((os.path.abspath(entry), os.stat(entry or ".").st_mtime_ns))
         except OSError:
             continue
-    return tuple(stamps)
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4)
