@@ -195,12 +195,12 @@ class Monitor:
         progressed = self._intake.look()
         self._taken = time.monotonic() - now
         if now >= self._task_look:
-            ended = self._read_ended()
+            ended, lost = self._read_ended()
+            progressed = progressed or ended
             longer = min(self._task_pause * TASK_LOOK_GROWTH, LAST_TASK_LOOK)
             part = max(TASK_PART, min(session.work.streams / MANY_TASKS, TASK_PART_OF_MANY))
             calm = max(FIRST_TASK_LOOK, min(self._task_seconds() * part, CALM_TASK_LOOK))
-            self._task_pause = FIRST_TASK_LOOK if ended else calm if progressed else longer
-            progressed = progressed or ended
+            self._task_pause = FIRST_TASK_LOOK if lost else calm if progressed else longer
             self._task_look = time.monotonic() + self._task_pause
         if progressed:
             self._wake()
@@ -233,12 +233,14 @@ class Monitor:
 
     # tasks that ended without a word --------------------------------------------------------------------
 
-    def _read_ended(self) -> bool:
+    def _read_ended(self) -> tuple[bool, bool]:
+        """Deal with the tasks that have ended; return whether there was one, and whether one had not said so."""
         session, work = self._session, self._session.work
         with work.changed:
             waiting = set(work.under_way)
         ended = self._ended.look()
         new = [task for task in ended if task.id in waiting]
+        lost = []
         if new:
             # Whatever they stored was stored before they ended, so this look is their last.
             self._intake.look({task.id for task in new})
@@ -248,7 +250,7 @@ class Monitor:
             for entry, task in lost:
                 self._lost(entry, task)
         self._ended.taken(ended)
-        return bool(new)
+        return bool(new), bool(lost)
 
     def _call_seconds(self) -> float:
         """Return what a call takes, of that which has run longest; 0 where it is not known. With the lock held."""

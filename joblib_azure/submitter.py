@@ -42,9 +42,9 @@ _LONG = 0.03
 _GROWTH = 0.2
 #: And where every slot has a task already, in any case: then more go in one request.
 _CALM = 2.0
-#: Then it waits, whatever else comes, for this part of what such a task takes, up to so many seconds: the slot has as
-#: long as that until it wants another one.
-_SLACK_PART, _MOST_SLACK = 0.2, 10.0
+#: Then it waits, whatever else comes, for this part of the time in which the slots use up what waits in the service, up
+#: to so many seconds.
+_SLACK_PART, _MOST_SLACK = 0.5, 30.0
 #: Bundles that are uploaded at a time.
 _STREAMS = 8
 
@@ -98,10 +98,13 @@ class Submitter:
                 self._add(self._overdue())
             self._encoding = False
 
+    def _waiting(self) -> int:
+        """Return how many tasks more the service has than run at once, or below 0; with the session's lock held."""
+        return len(self._session.work.under_way) - self._session.capacity.lanes
+
     def _slots_wait(self) -> bool:
         """Tell whether a slot may be free for what is not added yet; with the session's lock held."""
-        unsent = self._uploading + len(self._ready)
-        return self._session.work.planner.under_way - unsent < self._session.capacity.lanes
+        return self._waiting() < 0
 
     def _patience(self, now: float) -> float:
         """Return for how long what is ready waits for more that comes; with the session's lock held."""
@@ -111,11 +114,11 @@ class Submitter:
 
     def _slack(self) -> float:
         """Return for how long what is ready may wait whatever comes; with the session's lock held."""
-        if self._slots_wait():
-            return 0.0
         entry = self._ready[0]
-        cost = self._session.work.cost(entry.call)
-        return 0.0 if cost is None else min(_SLACK_PART * entry.bundle.seconds(cost), _MOST_SLACK)
+        cost, waiting = self._session.work.cost(entry.call), self._waiting()
+        if waiting <= 0 or cost is None:
+            return 0.0
+        return min(_SLACK_PART * entry.bundle.seconds(cost) * waiting / self._session.capacity.lanes, _MOST_SLACK)
 
     def _due(self, now: float, *, encoding: bool = False) -> float:
         """Return when what is ready is to be added, at the latest; with the session's lock held.
@@ -127,10 +130,14 @@ class Submitter:
         return self._ready_since + max(self._slack(), patience if coming else 0.0)
 
     def _take_ready(self, now: float, *, encoding: bool = False) -> list[UnderWay]:
-        """Take what is to be added now: a request's worth, or what has waited long enough; with the lock held."""
-        if not self._ready or (len(self._ready) < COLLECTION and now < self._due(now, encoding=encoding)):
+        """Take what is to be added now: full requests, or what has waited long enough; with the lock held."""
+        if not self._ready:
             return []
-        ready, self._ready = self._ready, []
+        count = len(self._ready) // COLLECTION * COLLECTION
+        if not count and now >= self._due(now, encoding=encoding):
+            count = len(self._ready)
+        ready, self._ready = self._ready[:count], self._ready[count:]
+        self._ready_since = now if count else self._ready_since
         return ready
 
     def _rest(self, now: float) -> float | None:

@@ -103,7 +103,7 @@ def test_what_waits_leaves_the_client_its_memory() -> None:
     assert len(planner.plan(1.01)) == 1
     pour(planner, 100_000, MAX_BACKLOG, 3600.0)
     # By the cost of a task it would be 112.
-    assert sizes(planner.plan(3600.01)) == {MOST_OUTSTANDING // (2 * 1000 * 16) * 16} == {48}
+    assert sizes(planner.plan(3600.01)) == {MOST_OUTSTANDING // (2 * 1000 * 16) * 16} == {64}
 
 
 def test_long_calls_wait_behind_others_before_a_tasks_cost_is_known() -> None:
