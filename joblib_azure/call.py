@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _BESIDE = 2
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Outcome:
     """A chunk's authenticated outcome: its head, its pickle and where it was made.
 

@@ -45,8 +45,9 @@ _CALM = 2.0
 #: Then it waits, whatever else comes, for this part of the time in which the slots use up what waits in the service, up
 #: to so many seconds.
 _SLACK_PART, _MOST_SLACK = 0.5, 30.0
-#: Bundles that are uploaded at a time.
-_STREAMS = 8
+#: Bundles that are uploaded at a time, and those that are encoded at most and wait for that: each is a copy of what its
+#: calls are given, and what lives for long is gone through by Python's collector again and again.
+_STREAMS, _ENCODED = 8, 16
 
 
 class Submitter:
@@ -63,6 +64,7 @@ class Submitter:
         self._encoding = False
         #: When the first of those was that were under way from here to the service without a pause.
         self._wave = 0.0
+        self._room = threading.Semaphore(_STREAMS + _ENCODED)
         self._pool = concurrent.futures.ThreadPoolExecutor(_STREAMS, thread_name_prefix="joblib_azure-upload")
 
     def close(self) -> None:
@@ -170,8 +172,14 @@ class Submitter:
 
     def _begin(self, bundle: Bundle, call: Call) -> None:
         work = self._session.work
+        # Bounded by the uploads' deadlines.
+        while not self._room.acquire(timeout=_LONG):
+            self._add(self._overdue())
+            if self._session.closed:
+                return
         encoded = call.encode(bundle.chunks)
         if not encoded:
+            self._room.release()
             with work.changed:
                 work.planner.finish(bundle.id)
             return
@@ -196,6 +204,7 @@ class Submitter:
                 if traces:
                     put_journal(session.batch_job, entry.task, call.id, call.number, traces)
             finally:
+                self._room.release()
                 with work.changed:
                     self._uploading -= 1
             with work.changed:
