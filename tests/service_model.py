@@ -75,6 +75,9 @@ class Blobs:
         #: Requests that fail from now on, as if the service were out of reach.
         self.failing = 0
         self.backwards = False
+        #: Closed while bundles are not taken.
+        self.gate = threading.Event()
+        self.gate.set()
 
     def _request(self) -> None:
         if self.failing > 0 and threading.current_thread().name.startswith("joblib_azure-monitor"):
@@ -111,6 +114,8 @@ class Blobs:
     def put(
         self, container: str, name: str, data: bytes | memoryview, *, overwrite: bool = True, **settings: Any
     ) -> bool:
+        if name.startswith("bundles/") and not self.gate.wait(60.0):
+            raise ServiceUnreachableError("the model was out of reach for a minute")
         with self.lock:
             blobs = self._container(container)
             if name in blobs and not overwrite:
@@ -192,6 +197,9 @@ class Batch:
         self.unlisted: set[str] = set()
         self.failing = 0
         self.backwards = False
+        #: What a call takes, and of how many tasks that carry bundles each request was.
+        self.seconds = 0.5
+        self.requests: list[int] = []
         self._moment = datetime.now(timezone.utc)
 
     def time_passes(self, seconds: float) -> None:
@@ -253,6 +261,7 @@ class Batch:
 
     def add_tasks(self, job: str, tasks: Sequence[TaskSpec]) -> None:
         with self.lock:
+            self.requests.append(sum("JOBLIB_AZURE_CALL" in spec.environment for spec in tasks))
             for spec in tasks:
                 self.tasks_found.setdefault(spec.id, Task(spec, job))
 
@@ -317,7 +326,7 @@ class Batch:
                     head: dict[str, Any] = {"ok": True}
                 except Exception as exc:
                     value, head = (exc, "on the model"), {"ok": False}
-                head |= {"chunk": number, "seconds": 0.5 * len(items), "calls": len(items)}
+                head |= {"chunk": number, "seconds": self.seconds * len(items), "calls": len(items)}
                 said.append((head, bytes(encode_outcome(value, each=head["ok"]))))  # type: ignore[arg-type]
                 run.said += 1
             self._append(task, run, said)
