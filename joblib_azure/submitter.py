@@ -102,7 +102,11 @@ class Submitter:
 
     def _waiting(self) -> int:
         """Return how many tasks more the service has than run at once, or below 0; with the session's lock held."""
-        return len(self._session.work.under_way) - self._session.capacity.lanes
+        under_way = self._session.work.under_way
+        oldest = next(iter(under_way.values()), None)
+        if oldest is not None and oldest.call.closed:
+            return -1  # such tasks are being ended, and leave their slots at once
+        return len(under_way) - self._session.capacity.lanes
 
     def _slots_wait(self) -> bool:
         """Tell whether a slot may be free for what is not added yet; with the session's lock held."""

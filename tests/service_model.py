@@ -200,6 +200,8 @@ class Batch:
         #: What a call takes, and of how many tasks that carry bundles each request was.
         self.seconds = 0.5
         self.requests: list[int] = []
+        #: How many tasks may be terminated until further ones are allowed.
+        self.terminations = threading.Semaphore(1_000_000)
         self._moment = datetime.now(timezone.utc)
 
     def time_passes(self, seconds: float) -> None:
@@ -275,6 +277,8 @@ class Batch:
             return found[::-1] if self.backwards else found
 
     def terminate_task(self, job: str, task: str) -> None:
+        if not self.terminations.acquire(timeout=60.0):
+            raise ServiceUnreachableError("the model was out of reach for a minute")
         with self.lock:
             found = self.tasks_found.get(task)
             if found is not None and found.end is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from joblib.parallel import BatchedCalls
 
 sys.path.insert(0, str(Path(__file__).parent))
-from service_model import ModelCluster
+from service_model import ModelCluster, Task
 
 import joblib_azure.monitor
 from joblib_azure.bundler import CallSettings
@@ -26,6 +27,8 @@ from joblib_azure.submitter import _ENCODED, _STREAMS
 NODES = 200
 SETTINGS = CallSettings(n_jobs=2 * NODES, max_nbytes=None, mmap_mode=None, inner_max_num_threads=None, path=())
 DEADLINE = 60.0
+#: Tasks that run or wait in the service, at least, where there is enough to do.
+MANY = 2 * NODES - NODES // REFILL
 
 
 @pytest.fixture
@@ -88,26 +91,31 @@ def test_no_more_is_encoded_than_is_uploaded_soon(session: Session) -> None:
     until(lambda: sum(model(session).requests) == Counted.pickled == NODES, "all are encoded and added")
 
 
-def test_what_waits_behind_others_is_added_by_full_requests(session: Session) -> None:
-    """The slots have something to do, so that a request may wait until it is full; but not once they had not."""
-    service, requests = model(session), model(session).requests
+def fill(session: Session, call: Call) -> list[Task]:
+    """Let about as many tasks of a minute wait in the service as run there; return those that were first."""
+    service = model(session)
     service.seconds = 60.0
-    call = session.start_call(SETTINGS)
     give(session, call, NODES)
-    until(lambda: sum(requests) == NODES, "each slot has a task")
-    first = service.of_calls()
+    until(lambda: sum(service.requests) == NODES, "each slot has a task")
+    first: list[Task] = service.of_calls()
     for task in first:
         service.begin(task)
     for task in first[:20]:
         service.finish(task)
     give(session, call, 4000)
-    planned, many = session.work.planner, 2 * NODES - NODES // REFILL
-    until(lambda: len(planned.bundles) > many, "about as many wait as run")
+    until(lambda: len(session.work.planner.bundles) > MANY, "about as many wait as run")
     time.sleep(0.5)
+    return first
+
+
+def test_what_waits_behind_others_is_added_by_full_requests(session: Session) -> None:
+    """The slots have something to do, so that a request may wait until it is full; but not once they had not."""
+    service, requests, planned = model(session), model(session).requests, session.work.planner
+    first = fill(session, session.start_call(SETTINGS))
     before = len(requests)
     for task in first[20 : 40 + COLLECTION]:
         service.finish(task)
-    until(lambda: len(requests) > before and len(planned.bundles) > many, "what has ended is made up for")
+    until(lambda: len(requests) > before and len(planned.bundles) > MANY, "what has ended is made up for")
     time.sleep(0.5)
     assert set(requests[before:]) == {COLLECTION}
 
@@ -116,6 +124,21 @@ def test_what_waits_behind_others_is_added_by_full_requests(session: Session) ->
         service.begin(task)
         service.finish(task)
     until(lambda: sum(requests) >= full + NODES, "the slots are filled once nothing waits for them in the service")
+
+
+def test_tasks_that_are_being_ended_hold_up_nobody(session: Session) -> None:
+    """Each is a request: until the last is ended, the first slots have been free for long."""
+    service, requests = model(session), model(session).requests
+    call = session.start_call(SETTINGS)
+    fill(session, call)
+    service.terminations = threading.Semaphore(100)
+    session.end_call(call)
+    until(lambda: len(session.work.under_way) < 2 * NODES - 50, "some are ended")
+    began, before = time.monotonic(), sum(requests)
+    give(session, session.start_call(SETTINGS), 40)
+    until(lambda: sum(requests) > before, "the next call has tasks")
+    assert time.monotonic() - began < 10.0  # by what waits in the service it would be half a minute
+    service.terminations.release(NODES * 4)
 
 
 def test_a_session_ends_while_nothing_can_be_stored(session: Session) -> None:
