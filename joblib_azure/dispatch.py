@@ -31,8 +31,8 @@ _TALKATIVE = 10
 _GATHER = 0.005
 #: Calls that are gathered at most for one hand-over: joblib's lock is held while they are sliced.
 _MOST = 1000
-#: The same where each is a chunk of its own. What lives longer than this is taken by Python's collector for what stays,
-#: and is gone through again and again: with a thousand that took a tenth of the client's time.
+#: The same where each is a chunk of its own: what lives for longer is taken by Python's collector for what stays, and
+#: is gone through by it again and again.
 _FEW = 100
 #: Arguments of a call whose types are a part of its name.
 _NAMED = 4

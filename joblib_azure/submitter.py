@@ -140,10 +140,11 @@ class Submitter:
         if not self._ready:
             return []
         count = len(self._ready) // COLLECTION * COLLECTION
-        if not count and now >= self._due(now, encoding=encoding):
-            count = len(self._ready)
+        if not count and now < self._due(now, encoding=encoding):
+            return []
+        count = count or len(self._ready)
         ready, self._ready = self._ready[:count], self._ready[count:]
-        self._ready_since = now if count else self._ready_since
+        self._ready_since = now
         return ready
 
     def _rest(self, now: float) -> float | None:

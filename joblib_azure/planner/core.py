@@ -47,7 +47,7 @@ LEAST_SPLIT = 0.1
 LONG = 5.0
 # Seconds. A chunk is a round trip within the node (1 ms), and the grain of abort, streaming and balance.
 CHUNK_SECONDS = 0.1
-# Calls under way of one Parallel, by which longer bundles are bounded: a client holds half a kilobyte of each.
+# Calls under way of one Parallel, by which longer bundles are bounded: a client holds a kilobyte of each.
 MOST_OUTSTANDING = 150_000
 # Queued calls of one Parallel: bounds what the client holds of an endless generator.
 MAX_BACKLOG = 10_000
